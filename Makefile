@@ -1,0 +1,37 @@
+# Everything on a machine with Python 3.11+ and make:
+#   make demo    train, evaluate, score, verify and report on synthetic data
+#   make test    the test suite        make check   lint and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO ?= demo
+
+.PHONY: demo test check setup clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+# torch comes first, by its exact pin: that takes the CPU build where one is on hand, and keeps
+# the others from asking for any other build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/igd-ray demo --out $(DEMO)
+
+test: $(READY)
+	bash tests/debian-packages.sh
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,516 @@
+"""The command line: thin over the library. Imports stand inside the commands, so that --help
+is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from datetime import date as Date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from igd import __version__
+from igd.errors import ConfigError, IgdError
+
+if TYPE_CHECKING:
+    from igd.config import Config
+    from igd.pipelines.category import CategoryTask, Outcome
+    from igd.pipelines.cluster import Resources
+    from igd.pipelines.score import Progress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode="markdown", help="""
+Distributed anomaly scoring of images: train one model per product category, score image dumps
+into Delta tables, serve one image at a time.
+
+Exit codes: 0 complete; 2 usage, configuration or too little data; 3 finished with something to
+look at; 4 held by the audit; 5 storage or cluster out of reach; 130/143 interrupted (run the same
+command again); 1 anything else.
+""")
+models_app = typer.Typer(no_args_is_help=True, help="Look at the models of a registry.")
+app.add_typer(models_app, name="models")
+
+Models = Annotated[str, typer.Option("--models", metavar="URI", help="Model registry: a folder "
+                                     "or s3://bucket/prefix.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of category folders: MVTec AD "
+                                     "trees (train/good) or plain folders of normal images.")]
+PresetOption = Annotated[str | None, typer.Option(
+    "--preset", metavar="fast|small|paper", help="fast: Gaussian descriptors on features of a "
+    "frozen ImageNet network, seconds to fit. small, paper: the nets of the IGD paper, narrow or "
+    "at full width. Default: paper where the cluster has GPUs, else fast.")]
+SetOption = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Change a setting, such as train.epochs=4 or "
+    "image.fit=squash. Repeatable.")]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
+RayAddress = Annotated[str | None, typer.Option(
+    "--ray-address", metavar="ADDRESS", help="Ray cluster to use. Default: RAY_ADDRESS, or a "
+    "cluster of this machine's cores that is stopped afterwards.")]
+Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]
+DateOption = Annotated[str, typer.Option("--date", metavar="YYYY-MM-DD",
+                                         help="The date the rows belong to.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False,
+                                               help="Also write the result as JSON.")]
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with its code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except IgdError as error:
+        _say(f"igd-ray: {error}")
+        code = error.exit_code
+    except typer.Exit as done:
+        code = done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("igd-ray: interrupted; run the same command again to go on")
+        code = 130
+    except Exception as error:
+        code = _unexpected(error)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+          ) -> None:
+    if version:
+        print(f"igd-ray {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="New folder for the images.")],
+    categories: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
+    train: Annotated[int, typer.Option(help="Normal training images per category.")] = 60,
+    test: Annotated[int, typer.Option(help="Normal test images per category.")] = 12,
+    defective: Annotated[int, typer.Option(
+        help="Test images per kind of defect; each category has three.")] = 5,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
+    seed: Seed = 0,
+) -> None:
+    """Make synthetic product images with planted defects and masks, as an MVTec AD tree.
+
+    Example: `igd-ray synth /tmp/products --categories weave,washer`
+    """
+    from igd.data.products import CATEGORIES
+    from igd.data.synthetic import generate
+
+    names = _names(categories) or list(CATEGORIES)
+    count = generate(out, categories=names, train=train, test=test, defective=defective,
+                     size=size, seed=seed)
+    print(f"{count} images of {len(names)} categories ({', '.join(names)}) in {out}")
+
+
+@app.command()
+def train(
+    category: Annotated[str, typer.Argument(metavar="CATEGORY", help="A folder of DATA.")],
+    data: Data, models: Models, preset: PresetOption = None, settings: SetOption = None,
+    seed: Seed = 0, ray_address: RayAddress = None,
+) -> None:
+    """Train one category's model and put it in production.
+
+    Example: `igd-ray train bottle mvtec_ad --models ./models --preset fast`
+    """
+    outcomes = _train([category], data, models, preset, settings or [], seed, ray_address)
+    if outcomes[0].error is not None:
+        raise typer.Exit(2)
+
+
+@app.command("train-all")
+def train_all(
+    data: Data, models: Models,
+    categories: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
+    preset: PresetOption = None, settings: SetOption = None, seed: Seed = 0,
+    ray_address: RayAddress = None,
+) -> None:
+    """Train a model for every category, in parallel; one that fails fails alone (exit 3).
+
+    Example: `igd-ray train-all mvtec_ad --models s3://models/igd --set image.fit=squash`
+    """
+    from igd.data import datasets
+
+    names = _names(categories) or datasets.categories(data)
+    outcomes = _train(names, data, models, preset, settings or [], seed, ray_address)
+    failed = [outcome.category for outcome in outcomes if outcome.error is not None]
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} categories trained; models in "
+          f"{models}")
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def evaluate(
+    data: Data, models: Models,
+    categories: Annotated[str | None, typer.Option(
+        metavar="A,B", help="Default: all that have a model.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Score the test images of an MVTec AD tree and compare with labels and masks.
+
+    Example: `igd-ray evaluate mvtec_ad --models ./models --json result.json`
+    """
+    from igd import registry
+    from igd.data import datasets
+    from igd.score.evaluate import evaluate_category
+    from igd.score.scorer import Scorer
+
+    known = datasets.categories(data)
+    names = _names(categories) or [name for name in registry.list_categories(models)
+                                   if name in known]
+    if not names:
+        raise ConfigError(f"no category of {data} ({', '.join(known)}) has a model in {models}; "
+                          "run igd-ray train-all first")
+    results: dict[str, Any] = {}
+    row = "{:24} {:6} {:>7} {:>11} {:>11} {:>9}"
+    print(row.format("category", "preset", "images", "image AUROC", "pixel AUROC", "images/s"))
+    for name in names:
+        scorer = Scorer(registry.load_bundle(models, name))
+        result = results[name] = evaluate_category(data, name, scorer)
+        print(row.format(name, result["preset"], result["images"], _auroc(result["image_auroc"]),
+                         _auroc(result["pixel_auroc"]), result["images_per_s"]), flush=True)
+        for text in _evaluation_notes(name, result):
+            _say(text)
+    _write_json(json_file, {"categories": results, "commit": _commit(), "data": data,
+                            "models": models, "version": __version__,
+                            "peak_memory_mb": _peak_memory_mb()})
+
+
+@models_app.command("list")
+def models_list(models: Models) -> None:
+    """List every category's versions; `*` marks the one in production.
+
+    Example: `igd-ray models list --models ./models`
+    """
+    from igd import registry
+
+    names = registry.list_categories(models)
+    if not names:
+        raise ConfigError(f"no models in {models}; run igd-ray train-all first")
+    row = "{:1} {:24} {:26} {:6} {:>7} {:>14}"
+    print(row.format("", "category", "version", "preset", "images", "smallest fpr"))
+    for name in names:
+        current = registry.production_version(models, name)
+        for version in registry.list_versions(models, name):
+            document = registry.describe(models, name, version)
+            known = document["training"]
+            print(row.format("*" if version == current else "", name, version,
+                             document["config"]["preset"], known["images"],
+                             f"{known['smallest_alpha']:.4f}"))
+
+
+@models_app.command("show")
+def models_show(
+    category: Annotated[str, typer.Argument(metavar="CATEGORY[/VERSION]")], models: Models,
+) -> None:
+    """Show a model's config, training and calibration as JSON (default: the one in production).
+
+    Example: `igd-ray models show bottle --models ./models`
+    """
+    from igd import registry
+    from igd.score.conformal import Calibrator
+
+    name, _, version = category.partition("/")
+    bundle = registry.load_bundle(models, name, version or None)
+    calibrator = Calibrator(bundle.calibration["score"].to_numpy())
+    rules = {str(fpr): vars(calibrator.rule(fpr)) for fpr in (0.01, 0.05)}
+    print(json.dumps({**registry.describe(models, name, bundle.version),
+                      "calibration_images": len(bundle.calibration),
+                      "thresholds_at_fpr": rules}, indent=2, sort_keys=True))
+
+
+@app.command()
+def score(
+    sources: Annotated[list[str], typer.Argument(
+        metavar="SRC...", help="Directories, tar, zip or images; local or s3://.")],
+    models: Models, out: Out, date: DateOption,
+    category: Annotated[str | None, typer.Option(metavar="NAME",
+                                                 help="Score everything with one model.")] = None,
+    category_from: Annotated[str | None, typer.Option(
+        metavar="PATTERN", help="Read the category from each path below its source, such as "
+        "'{category}/*'; * stands for any characters, also /.")] = None,
+    heatmaps: Annotated[str, typer.Option(
+        metavar="all|flagged|none", help="Which heatmaps are kept; flagged: those of images "
+        "that are not normal.")] = "flagged",
+    fpr: Annotated[float, typer.Option(
+        help="Rate of normal images that may be called anomalous.")] = 0.01,
+    review_fpr: Annotated[float, typer.Option(
+        help="Rate of normal images that may be called review or anomalous.")] = 0.05,
+    max_reject_share: Annotated[float, typer.Option(
+        help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
+    shard_members: Annotated[int, typer.Option(
+        min=1, help="Images per unit of work; does not affect results.")] = 256,
+    json_file: JsonFile = None, ray_address: RayAddress = None,
+) -> None:
+    """Score an image dump and publish scores, decisions and heatmaps in one commit.
+
+    Killed at any moment, the same command goes on and finishes: no image is lost or doubled.
+
+    Example: `igd-ray score dump.tar s3://line1/2026-11-23 --models ./models --out ./out
+    --date 2026-11-23 --category-from '{category}/*'`
+    """
+    from igd.data.routing import Routing
+    from igd.pipelines.run import request
+    from igd.pipelines.score import score as run_score
+
+    wanted = request(sources, models=models, out=out, date=_date(date),
+                     routing=Routing(category=category, pattern=category_from), fpr=fpr,
+                     review_fpr=review_fpr, heatmaps=heatmaps)
+    try:
+        summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
+                            max_reject_share=max_reject_share, report=_ProgressLines())
+    except IgdError as error:
+        state = "held" if error.exit_code == 4 else "failed"
+        _write_json(json_file, {"date": date, "state": state, "error": str(error)})
+        raise
+    _print_summary(summary)
+    _write_json(json_file, summary)
+    if summary["exit_code"]:
+        raise typer.Exit(summary["exit_code"])
+
+
+@app.command()
+def verify(out: Out, date: DateOption, json_file: JsonFile = None) -> None:
+    """Check a published date against the plans of the runs that wrote it (exit 3: mismatch).
+
+    Example: `igd-ray verify --out ./out --date 2026-11-23`
+    """
+    from igd.pipelines.verify import verify as run_verify
+
+    result = run_verify(out, _date(date))
+    rejected = sum(result["rejected"].values())
+    print(f"{result['date']}: {result['rows']} rows, {result['scored']} scored, {rejected} "
+          f"rejected, {len(result['runs'])} runs")
+    for problem in result["problems"]:
+        print(f"MISMATCH {problem}")
+    _write_json(json_file, result)
+    if result["problems"]:
+        raise typer.Exit(3)
+    print("every planned image has one row")
+
+
+@app.command()
+def serve(
+    models: Models,
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    fpr: Annotated[float, typer.Option(
+        help="Rate of normal images that may be called anomalous.")] = 0.01,
+    review_fpr: Annotated[float, typer.Option(
+        help="Rate of normal images that may be called review or anomalous.")] = 0.05,
+    ray_address: RayAddress = None,
+) -> None:
+    """Answer for one image at a time over HTTP, with the same score as a batch run.
+
+    Example: `igd-ray serve --models ./models`, then
+    `curl --data-binary @part.png 127.0.0.1:8000/v1/categories/bottle/score`
+    """
+    from igd import registry
+    from igd.serve.endpoint import EndpointConfig
+
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"--host {host}: this endpoint asks for no password, so it listens on "
+                          "loopback only; put a proxy with authentication before it")
+    names = registry.list_categories(models)
+    if not names:
+        raise ConfigError(f"no models in {models}; run igd-ray train-all first")
+    from igd import storage
+    from igd.pipelines.cluster import connected
+    from igd.pipelines.serve import running
+
+    config = EndpointConfig(models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr)
+    with connected(ray_address), running(config, host=host, port=port) as url:
+        print(f"serving {', '.join(names)} on {url} (docs: {url}/docs); Ctrl-C stops", flush=True)
+        signal.pause()
+
+
+def _train(names: list[str], data: str, models: str, preset: str | None, settings: list[str],
+           seed: int, ray_address: str | None) -> list[Outcome]:
+    from igd.config import check_name, preset_config
+    from igd.pipelines.category import CategoryTask
+
+    for name in names:
+        check_name(name, "category")
+    _check_inputs(names, data, preset_config(preset or "fast", settings, seed=seed))
+    from igd.pipelines.cluster import connected
+    from igd.pipelines.train_all import train_all as run_train_all
+
+    with connected(ray_address) as resources:
+        chosen, reason = _choose_preset(preset, resources)
+        config = preset_config(chosen, settings, seed=seed)
+        tasks = [CategoryTask(data=os.path.abspath(data) if "://" not in data else data,
+                              category=name, models=models, config=config, preset_reason=reason)
+                 for name in names]
+        print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} CPUs, "
+              f"{resources.gpus} GPUs", flush=True)
+        return _run_tasks(tasks, resources, run_train_all)
+
+
+def _check_inputs(names: list[str], data: str, config: Config) -> None:
+    """What can be refused before a cluster is started: for one category, all that matters."""
+    from igd.data import datasets
+    from igd.errors import DataError
+
+    known = datasets.categories(data)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(f"no category {unknown[0]!r} in {data}; there are: {', '.join(known)}")
+    if len(names) == 1:
+        found = len(datasets.normal_images(data, names[0]))
+        if found < config.calibration.min_images:
+            raise DataError(f"category {names[0]!r} has {found} normal images in {data}; expected "
+                            f"at least {config.calibration.min_images}; add normal images")
+
+
+def _choose_preset(preset: str | None, resources: Resources) -> tuple[str, str]:
+    if preset is not None:
+        return preset, "asked for"
+    if resources.gpus:
+        return "paper", f"default: the cluster has {resources.gpus} GPUs"
+    return "fast", "default: the cluster has no GPU"
+
+
+def _run_tasks(tasks: list[CategoryTask], resources: Resources, run: Any) -> list[Outcome]:
+    def line(category: str, text: str) -> None:
+        print(f"  {category}: {text}", flush=True)
+
+    def finished(outcome: Outcome) -> None:
+        if outcome.error is not None:
+            _say(f"FAILED {outcome.category}: {outcome.error}")
+            return
+        print(f"trained {outcome.category} ({outcome.preset}): {outcome.images} images, "
+              f"{outcome.seconds:.1f} s, smallest false-positive rate "
+              f"{outcome.smallest_alpha:.4f}, version {outcome.version}", flush=True)
+        for key, reason in outcome.skipped:
+            _say(f"  {outcome.category}: skipped {key} ({reason})")
+        if outcome.unseen > 0.005:
+            _say(f"  {outcome.category}: the centre crop leaves out {outcome.unseen:.0%} of the "
+                 "pixels; --set image.fit=squash looks at the whole image")
+
+    outcomes: list[Outcome] = run(tasks, resources, line=line, finished=finished)
+    return outcomes
+
+
+class _ProgressLines:
+    """One line per stage and, while scoring, per few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = self._last = 0.0
+        self._first = 0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.stage != self._stage:
+            self._stage, self._began, self._first = progress.stage, now, progress.done
+            _say(f"{progress.stage}: {progress.total} images" if progress.total
+                 else f"{progress.stage} ...")
+        elif now - self._last < self.EVERY_S and progress.done != progress.total:
+            return
+        self._last = now
+        if progress.total and progress.done > self._first:
+            rate = (progress.done - self._first) / max(now - self._began, 1e-9)
+            left = (progress.total - progress.done) / rate
+            _say(f"{progress.stage}: {progress.done}/{progress.total} images, {rate:.1f} "
+                 f"images/s, {progress.rejected} rejected, {left:.0f} s left")
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    done = "already published" if summary["already_published"] else summary["state"]
+    print(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
+          f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
+          f"{summary['images_per_s']} images/s")
+    for category, counts in summary["decisions"].items():
+        bundle = summary["bundles"].get(category)
+        if bundle:
+            said = ", ".join(f"{number} {decision}" for decision, number in counts.items())
+            print(f"  {category} ({bundle['preset']}, {bundle['version']}): {said}")
+    for reason, number in summary["rejected"].items():
+        print(f"  rejected {number}: {reason}")
+    for source in summary["odd_sources"]:
+        print(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
+    for name, uri in summary["tables"].items():
+        print(f"  {name}: {uri}")
+    if summary["reject_share"] > summary["max_reject_share"]:
+        print(f"  {summary['reject_share']:.1%} rejected, more than the "
+              f"{summary['max_reject_share']:.1%} allowed: exit 3")
+
+
+def _evaluation_notes(name: str, result: dict[str, Any]) -> list[str]:
+    notes = [f"  {name}: skipped {skipped}" for skipped in result["skipped"]]
+    if result["without_mask"]:
+        notes.append(f"  {name}: {result['without_mask']} anomalous images have no mask and are "
+                     "left out of the pixel metrics")
+    return notes
+
+
+def _auroc(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []
+
+
+def _date(text: str) -> Date:
+    try:
+        return Date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--date {text!r}: expected YYYY-MM-DD") from None
+
+
+def _write_json(file: Path | None, document: dict[str, Any]) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this code runs from, marked where the tree was changed."""
+    import subprocess
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], check=True,
+                              capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git(
+            "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _peak_memory_mb() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _unexpected(error: Exception) -> int:
+    """A usage error of the command line, or a defect: one line, the traceback on request."""
+    import click
+
+    if isinstance(error, click.exceptions.UsageError):
+        error.show()
+        return 2
+    if os.environ.get("IGD_TRACEBACK"):
+        raise error
+    _say(f"igd-ray: unexpected {type(error).__name__}: {error} (set IGD_TRACEBACK=1 for the "
+         "traceback)")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""What a model is made of: frozen dataclasses, their presets and `--set a.b=c`.
+
+Everything here is part of a bundle's provenance, so an unknown key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from igd.errors import ConfigError
+
+Preset = Literal["fast", "small", "paper"]
+PRESETS: tuple[Preset, ...] = ("fast", "small", "paper")
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How bytes become the model's input (METHOD: resize, centre crop, RGB)."""
+
+    size: int = 256
+    """Side of the square input, in pixels; a multiple of 32."""
+    fit: Literal["crop", "squash"] = "crop"
+    """`crop`: short side to `size`, centre crop. `squash`: the whole image, aspect ratio lost."""
+    max_pixels: int = 64_000_000
+    """An image with more pixels is rejected before its pixels are allocated."""
+
+    def __post_init__(self) -> None:
+        _check(self.size % 32 == 0 and 64 <= self.size <= 1024, "image.size", self.size,
+               "a multiple of 32 from 64 to 1024")
+        _check(self.max_pixels > 0, "image.max_pixels", self.max_pixels, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig:
+    """The nets of the paper (Section 3.3) at any width."""
+
+    width: int = 64
+    """Channel multiplier; 64 is the paper's."""
+    latent: int = 128
+    """Size d_z of the descriptor."""
+    global_encoder: Literal["trained", "efficientnet-lite0"] = "trained"
+    """`trained` with the rest, or a frozen ImageNet network, pooled, and a linear layer."""
+    batch_norm: Literal["estimated", "fixed"] = "estimated"
+    """`estimated`: statistics measured in each E-step and frozen for the epoch.
+    `fixed`: statistics stay 0 and 1, as in the authors' training."""
+
+    def __post_init__(self) -> None:
+        _check(self.width >= 1, "net.width", self.width, "at least 1")
+        _check(self.latent >= 1, "net.latent", self.latent, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation of the nets (Eq. 4-9)."""
+
+    epochs: int = 256
+    batch_size: int = 64
+    """Images per step (global) and, times `patches_per_image`, patches per step (local)."""
+    patches_per_image: int = 225
+    """Local patches drawn from each image in a step; 225 is all of them."""
+    lr: float = 1e-4
+    poly_power: float = 0.9
+    """lr * (1 - step / steps) ** poly_power."""
+    beta1: float = 0.0
+    beta2: float = 0.9
+    weight_decay: float = 1e-6
+    zeta: float = 0.2
+    """Mix of image and reconstruction that the critic is regularised on (Eq. 5)."""
+    adversarial_weight: float = 0.1
+    """Weight of d(x_alpha)^2 in Eq. 6."""
+    rho: float = 0.15
+    """Weight of the L1 term against MS-SSIM (Eq. 8)."""
+    kappa: float = 0.5
+    """Scale of sigma^2 in the E-step (Eq. 7)."""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _check(self.batch_size >= 2, "train.batch_size", self.batch_size, "at least 2")
+        _check(1 <= self.patches_per_image <= 225, "train.patches_per_image",
+               self.patches_per_image, "1 to 225")
+        _check(self.lr > 0, "train.lr", self.lr, "a positive number")
+        _check(0 <= self.rho <= 1, "train.rho", self.rho, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """How the nets' terms become one score (Eq. 11, profile `paper`)."""
+
+    profile: Literal["paper"] = "paper"
+    xi: float = 0.5
+    """Weight of reconstruction against the descriptor."""
+    beta: float = 0.1
+    """Weight of the global branch against the local one."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.xi <= 1, "mix.xi", self.xi, "0 to 1")
+        _check(0 <= self.beta <= 1, "mix.beta", self.beta, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """The Gaussian descriptor on dense teacher features (preset `fast`)."""
+
+    position_weight: float = 0.5
+    """Share of a position's own covariance; the rest is the covariance shared by all."""
+    ridge: float = 0.01
+    """Share of the isotropic part (tr/C) I in every local covariance."""
+    global_ridge: float = 0.05
+    """The same for the covariance of the pooled, global descriptor."""
+    smoothing_px: float = 4.0
+    """Sigma of the Gaussian that smooths the heatmap, in input pixels."""
+
+    def __post_init__(self) -> None:
+        for name in ("position_weight", "ridge", "global_ridge"):
+            _check(0 <= getattr(self, name) <= 1, f"dense.{name}", getattr(self, name), "0 to 1")
+        _check(self.ridge > 0, "dense.ridge", self.ridge, "above 0")
+        _check(self.global_ridge > 0, "dense.global_ridge", self.global_ridge, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Which normal images the decisions are calibrated on."""
+
+    folds: int = 10
+    """`fast`: every normal is scored by a model fitted without its fold."""
+    fraction: float = 0.2
+    """Nets: the share of normals held out of training."""
+    min_images: int = 10
+    """Fewer normals than this are refused."""
+    max_unreadable: float = 0.01
+    """A larger share of unreadable training images is an error."""
+
+    def __post_init__(self) -> None:
+        _check(self.folds >= 2, "calibration.folds", self.folds, "at least 2")
+        _check(0 < self.fraction < 1, "calibration.fraction", self.fraction, "between 0 and 1")
+        _check(self.min_images >= 4, "calibration.min_images", self.min_images, "at least 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides what a model is, for one category."""
+
+    preset: Preset
+    seed: int = 0
+    image: ImageConfig = field(default_factory=ImageConfig)
+    net: NetConfig = field(default_factory=NetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+
+    def __post_init__(self) -> None:
+        if self.preset != "fast":
+            _check(self.image.size == 256, "image.size", self.image.size,
+                   f"256 for preset {self.preset} (its nets have that input)")
+
+
+def preset_config(preset: str, overrides: Sequence[str] = (), *, seed: int = 0) -> Config:
+    """The config of a preset, changed by `--set` items such as `train.epochs=4`.
+
+    Raises:
+        ConfigError: an unknown preset, key or value.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    tree: dict[str, Any] = {"preset": preset, "seed": seed}
+    if preset == "small":
+        tree["net"] = {"width": 8, "global_encoder": "efficientnet-lite0"}
+        tree["train"] = {"epochs": 30, "batch_size": 16, "patches_per_image": 16, "lr": 1e-3}
+    for item in overrides:
+        _apply(tree, item)
+    return config_from_dict(tree, where="--set")
+
+
+def config_from_dict(tree: Mapping[str, Any], *, where: str) -> Config:
+    """Builds a `Config` from plain data.
+
+    Args:
+        tree: nested mappings, as `dataclasses.asdict` writes them.
+        where: the file or option the data came from, for messages.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type, with its full name.
+    """
+    return typing.cast(Config, _build(Config, tree, where, ""))
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain data that `config_from_dict` reads back."""
+    return dataclasses.asdict(config)
+
+
+def check_name(name: str, what: str) -> str:
+    """Returns a category or version name, or raises `ConfigError`."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(f"{what} {name!r} cannot be used as a name: expected 1 to 64 letters, "
+                          "digits, '.', '_' or '-', the first a letter or digit")
+    return name
+
+
+def _check(ok: bool, key: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"config {key} is {value!r}: expected {expected}")
+
+
+def _apply(tree: dict[str, Any], item: str) -> None:
+    key, eq, text = item.partition("=")
+    parts = key.strip().split(".")
+    if not eq or not all(parts):
+        raise ConfigError(f"--set {item!r}: expected KEY=VALUE, for example train.epochs=4")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {item!r}: {part!r} is a value, not a group of settings")
+    node[parts[-1]] = value
+
+
+def _build(cls: type, tree: object, where: str, prefix: str) -> object:
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'config'} is {tree!r}: "
+                          "expected a group of settings")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in tree:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names)}"
+            raise ConfigError(f"{where}: unknown config key {prefix}{key} "
+                              f"(value {tree[key]!r}); {hint}")
+    return cls(**{key: _value(hints[key], value, where, prefix + key)
+                  for key, value in tree.items()})
+
+
+def _value(hint: Any, value: object, where: str, key: str) -> object:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where, key + ".")
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise ConfigError(f"{where}: config {key} is {value!r}; expected one of "
+                              f"{', '.join(map(str, allowed))}")
+        return value
+    if isinstance(hint, types.GenericAlias):
+        raise TypeError(f"config field {key} has an unsupported type {hint}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
+        raise ConfigError(f"{where}: config {key} is {value!r}; expected {hint.__name__}")
+    return value

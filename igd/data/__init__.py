@@ -1,0 +1,1 @@
+"""From bytes to arrays: dumps and archives, images, datasets, synthetic data."""

@@ -1,0 +1,248 @@
+"""Training and test images of a category: the MVTec AD tree, or plain folders.
+
+::
+
+    DATA/bottle/train/good/000.png            normals
+    DATA/bottle/test/good/000.png             normal test images
+    DATA/bottle/test/scratch/000.png          defective test images
+    DATA/bottle/ground_truth/scratch/000_mask.png
+
+A plain folder holds its normals in `DATA/bottle/` or `DATA/bottle/good/` and has no test images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igd.config import NAME_PATTERN, Config, ImageConfig
+from igd.data.images import Geometry, decode, prepare
+from igd.errors import (
+    DataError,
+    ImageError,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectMissingError,
+)
+from igd.records import Reason
+from igd.storage import Entry, exists_dir, join, list_objects, read_bytes
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""What counts as an image file in a dataset folder; the content still decides the format."""
+
+_LAYOUT = "expected CATEGORY/train/good/*.png (MVTec AD), CATEGORY/*.png or CATEGORY/good/*.png"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One image file.
+
+    Attributes:
+        key: path relative to the category's folder, with `/`.
+        problem: why it is not to be opened (a FIFO would hang), a code of `Reason`, or None.
+    """
+
+    uri: str
+    key: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One labelled test image.
+
+    Attributes:
+        defect: name of its folder; `good` is normal.
+        mask: which pixels are anomalous, where the tree has it.
+    """
+
+    __test__: ClassVar[bool] = False  # keeps pytest from collecting it
+
+    ref: ImageRef
+    defect: str
+    is_anomalous: bool
+    mask: ImageRef | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The readable images of a category.
+
+    Attributes:
+        images_NHWC: uint8 (N, size, size, 3), prepared.
+        keys: N keys, in the order of the images.
+        sha256: N hex digests of the files.
+        skipped: (key, reason) of each file that could not be used.
+        unseen: mean share of an image's pixels that the crop leaves out, 0 for square images.
+        fingerprint: hex digest of the sorted (key, sha256): equal for equal data.
+    """
+
+    images_NHWC: NDArray[np.uint8]
+    keys: tuple[str, ...]
+    sha256: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    unseen: float
+    fingerprint: str
+
+
+def categories(data_uri: str) -> list[str]:
+    """Names of the folders that hold normal images, sorted.
+
+    Raises:
+        DataError: no such folder, or no category in it.
+    """
+    if not exists_dir(data_uri):
+        raise DataError(f"no folder {data_uri}; {_LAYOUT}; check the path")
+    paths = [_parts(entry) for entry in _listing(data_uri)]
+    if any(parts[:-1] == ("train", "good") for parts in paths):
+        raise DataError(f"{data_uri} is one category (it has train/good); expected the folder "
+                        "that holds the category folders; give its parent")
+    found = {parts[0] for parts in paths if len(parts) > 1 and _is_normal(parts[1:])}
+    names = sorted(name for name in found if NAME_PATTERN.fullmatch(name))
+    if not names:
+        bad = next(iter(sorted(found)), None)
+        what = "no category" if bad is None else f"no category with a usable name, only {bad!r},"
+        raise DataError(f"{what} in {data_uri}; {_LAYOUT}; give the folder that holds the "
+                        "category folders, named with letters, digits, '.', '_' or '-'")
+    return names
+
+
+def normal_images(data_uri: str, category: str) -> list[ImageRef]:
+    """The normal training images of a category, sorted by key.
+
+    Raises:
+        DataError: no folder or no image.
+    """
+    root = join(data_uri, category)
+    if not exists_dir(root):
+        raise DataError(f"no folder {root}; {_LAYOUT}; check the category's name")
+    entries = _listing(root)
+    # A tree with train/good is MVTec AD: images elsewhere in it are no training images.
+    refs = [_ref(e) for e in entries if _parts(e)[:-1] == ("train", "good")]
+    refs = refs or [_ref(e) for e in entries if _is_normal(_parts(e))]
+    if not refs:
+        raise DataError(f"no image in {root}; {_LAYOUT}, file names ending in "
+                        f"{' '.join(EXTENSIONS)}")
+    return refs
+
+
+def test_images(data_uri: str, category: str) -> list[TestImage]:
+    """The labelled test images of an MVTec AD category, sorted by key.
+
+    Raises:
+        DataError: no test image.
+    """
+    root = join(data_uri, category)
+    entries = _listing(root) if exists_dir(root) else []
+    masks: dict[tuple[str, ...], ImageRef] = {
+        parts[1:]: _ref(e) for e in entries
+        if (parts := _parts(e))[0] == "ground_truth" and len(parts) == 3}
+    tests = [_test_image(_ref(e), parts[1], masks) for e in entries
+             if (parts := _parts(e))[0] == "test" and len(parts) == 3]
+    if not tests:
+        raise DataError(f"no test image in {join(root, 'test')}; expected test/good/*.png and "
+                        "test/DEFECT/*.png (MVTec AD)")
+    return tests
+
+
+def load_normals(refs: Sequence[ImageRef], config: Config, *,
+                 progress: Callable[[int, int], None] | None = None) -> Loaded:
+    """Reads, decodes and prepares training images.
+
+    Args:
+        progress: called with (files done, files in all).
+
+    Raises:
+        DataError: fewer than `calibration.min_images` could be read, or a larger share than
+            `calibration.max_unreadable` could not.
+    """
+    images: list[NDArray[np.uint8]] = []
+    keyed: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
+    unseen = 0.0
+    for done, ref in enumerate(refs, start=1):
+        try:
+            image_HWC, digest = read_image(ref, config.image)
+            images.append(prepare(image_HWC, config.image))
+            keyed.append((ref.key, digest))
+            unseen += Geometry.of(image_HWC.shape[1], image_HWC.shape[0], config.image).unseen
+        except ImageError as error:
+            skipped.append((ref.key, error.reason))
+        if progress:
+            progress(done, len(refs))
+    _check_enough(len(images), skipped, config)
+    keys, digests = zip(*keyed, strict=True)
+    return Loaded(np.stack(images), keys, digests, tuple(skipped), unseen / len(images),
+                  data_fingerprint(keyed))
+
+
+def data_fingerprint(keyed: Sequence[tuple[str, str]]) -> str:
+    """Hex SHA-256 of (key, sha256) pairs in any order."""
+    lines = (f"{digest} {key}\n" for key, digest in sorted(keyed))
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_image(ref: ImageRef, config: ImageConfig) -> tuple[NDArray[np.uint8], str]:
+    """Reads and decodes one image: uint8 (H, W, 3), and the hex SHA-256 of its file.
+
+    Raises:
+        ImageError: it cannot be read or decoded.
+    """
+    if ref.problem:
+        raise ImageError(ref.problem, f"{ref.uri} cannot be opened")
+    try:
+        data = read_bytes(ref.uri)
+    except ObjectMissingError as error:
+        raise ImageError(Reason.VANISHED, str(error)) from None
+    except ObjectDeniedError as error:
+        raise ImageError(Reason.DENIED, str(error)) from None
+    except ObjectChangedError as error:
+        raise ImageError(Reason.CHANGED, str(error)) from None
+    return decode(data, max_pixels=config.max_pixels), hashlib.sha256(data).hexdigest()
+
+
+def _check_enough(readable: int, skipped: Sequence[tuple[str, str]], config: Config) -> None:
+    limits = config.calibration
+    total = readable + len(skipped)
+    first = ", ".join(f"{key} ({reason})" for key, reason in skipped[:3])
+    found = f"{readable} of {total} training images can be read"
+    if skipped:
+        found += f"; unreadable: {first}{', ...' if len(skipped) > 3 else ''}"
+    if readable < max(1, limits.min_images):
+        raise DataError(f"{found}; expected at least {limits.min_images}; add normal images")
+    if len(skipped) > limits.max_unreadable * total:
+        raise DataError(f"{found}; expected at most {limits.max_unreadable:.1%} unreadable; repair "
+                        "or remove the files, or raise calibration.max_unreadable")
+
+
+def _listing(uri: str) -> list[Entry]:
+    """The image files below a folder, sorted by key, dotfiles and dot-folders left out."""
+    found = [entry for entry in list_objects(uri)
+             if entry.key.lower().endswith(EXTENSIONS)
+             and not any(part.startswith(".") for part in _parts(entry))]
+    return sorted(found, key=lambda entry: entry.key)
+
+
+def _parts(entry: Entry) -> tuple[str, ...]:
+    return tuple(entry.key.split("/"))
+
+
+def _is_normal(parts: tuple[str, ...]) -> bool:
+    return len(parts) == 1 or parts[:-1] in {("train", "good"), ("good",)}
+
+
+def _ref(entry: Entry) -> ImageRef:
+    return ImageRef(entry.uri, entry.key, entry.problem)
+
+
+def _test_image(ref: ImageRef, defect: str,
+                masks: dict[tuple[str, ...], ImageRef]) -> TestImage:
+    stem = PurePosixPath(ref.key).stem
+    mask = masks.get((defect, f"{stem}_mask.png"))
+    return TestImage(ref, defect, defect != "good", mask)

@@ -1,0 +1,114 @@
+"""What a dump is made of: members, their identity, and how an archive's index ended."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from igd import storage
+from igd.records import SourceStatus
+
+MAX_MEMBER_BYTES = 512 * 1024 * 1024
+"""A member that unpacks to more is rejected unread."""
+WINDOW_BYTES = 256 * 1024
+"""How much of an archive is read at once while its headers are walked."""
+
+STORED, DEFLATED = 0, 8
+"""Packing methods, numbered as zip numbers them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One image to be, and where its bytes are.
+
+    Attributes:
+        source_uri: the object itself for a file, the archive for a member.
+        ordinal: position among the archive's non-directory entries; 0 for a file.
+        raw_name: the name as the archive has it; empty for a file.
+        kind: `file`, `tar` or `zip`.
+        offset, span: the bytes to fetch; a zip member's span begins at its local header.
+        size: unpacked bytes.
+        crc: CRC-32 of the unpacked bytes where the archive states one.
+    """
+
+    source_uri: str
+    source_version: str
+    ordinal: int = 0
+    raw_name: bytes = b""
+    kind: str = "file"
+    offset: int = 0
+    span: int
+    size: int
+    method: int = STORED
+    crc: int | None = None
+    reject_reason: str | None = None
+    reject_detail: str | None = None
+
+    @property
+    def name(self) -> str:
+        return escape_name(self.raw_name)
+
+    @property
+    def image_id(self) -> str:
+        """Identity: source, version, ordinal, raw name; never the content, never the name alone."""
+        digest = hashlib.sha256()
+        for part in (self.source_uri.encode(), self.source_version.encode(),
+                     str(self.ordinal).encode(), self.raw_name):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+        return digest.hexdigest()[:32]
+
+
+@dataclass(kw_only=True)
+class ArchiveEnd:
+    """How the walk over an archive ended; filled while it is walked."""
+
+    status: SourceStatus = SourceStatus.COMPLETE
+    detail: str | None = None
+
+
+@dataclass(kw_only=True)
+class Window:
+    """Reads of an object of known size, each served from the window around it.
+
+    Walking headers of small members streams the object in windows; large bodies are hopped over.
+    """
+
+    uri: str
+    size: int
+    version: str
+    _start: int = 0
+    _data: bytes = field(default=b"", repr=False)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer only at the end of the object."""
+        length = max(0, min(length, self.size - offset))
+        if not self._start <= offset <= offset + length <= self._start + len(self._data):
+            want = min(max(length, WINDOW_BYTES), self.size - offset)
+            self._data = storage.read_range(self.uri, offset, want, version=self.version)
+            self._start = offset
+        at = offset - self._start
+        return self._data[at:at + length]
+
+
+def escape_name(raw: bytes) -> str:
+    r"""A raw member name as text, reversibly: bytes that are not UTF-8 as \xNN, `\` as `\\`."""
+    return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def unescape_name(name: str) -> bytes:
+    """The inverse of `escape_name`."""
+    out = bytearray()
+    raw = name.encode("utf-8")
+    i = 0
+    while i < len(raw):
+        if raw[i:i + 2] == b"\\x":
+            out.append(int(raw[i + 2:i + 4], 16))
+            i += 4
+        elif raw[i:i + 2] == b"\\\\":
+            out += b"\\"
+            i += 2
+        else:
+            out.append(raw[i])
+            i += 1
+    return bytes(out)

@@ -1,0 +1,142 @@
+"""A dump as a stream of members: directories and prefixes, tar and zip, files.
+
+Every file below a directory is a member, image or not, so that nothing goes uncounted; a file
+named *.tar or *.zip there is opened as the archive its content says it is. Nothing is ever
+extracted to disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from igd import storage
+from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
+from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
+from igd.data.zipindex import looks_like_zip, walk_zip
+from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
+from igd.records import Reason, SourceStatus
+
+ARCHIVE_SUFFIXES = (".tar", ".zip")
+PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """How the listing of one source ended; a row of the table `sources`."""
+
+    source_uri: str
+    source_version: str
+    kind: str
+    members: int
+    bytes: int
+    status: SourceStatus
+    detail: str | None = None
+
+
+def list_inputs(uri: str) -> Iterator[storage.Entry]:
+    """The objects of one source, unopened: the object itself, or all below the directory.
+
+    Raises:
+        DataError: there is nothing at `uri`.
+    """
+    entry = storage.stat(uri)
+    if entry is not None:
+        name = storage.canonical(uri).rsplit("/", 1)[-1]
+        yield storage.Entry(entry.uri, name, entry.size, entry.version, entry.problem)
+    elif storage.exists_dir(uri):
+        yield from storage.list_objects(uri)
+    else:
+        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar, a zip "
+                        "or an image")
+
+
+def check_source(uri: str) -> None:
+    """Refuses a source that is not there, or that cannot be read as a whole.
+
+    Raises:
+        DataError: nothing is at `uri`, or it is a packed tar, which has no index.
+    """
+    if uri.lower().endswith(PACKED_TAR_SUFFIXES):
+        raise DataError(f"source {uri} is a compressed tar, which cannot be read yet; unpack it "
+                        "to a plain tar (gunzip, zstd -d) or repack it as a zip")
+    next(list_inputs(uri), None)
+
+
+def scan(uri: str, done: Callable[[SourceRecord], None],
+         seen: Callable[[storage.Entry], None] = lambda entry: None
+         ) -> Iterator[tuple[str, Member]]:
+    """Every member of a source with the path it is routed by.
+
+    Args:
+        uri: a directory, a prefix, an archive or an image.
+        done: told how each archive, and the source itself, ended.
+        seen: told of every object listed.
+    """
+    members = size = 0
+    for entry in list_inputs(uri):
+        seen(entry)
+        if is_archive(entry):
+            yield from _scan_archive(entry, done)
+            continue
+        members, size = members + 1, size + entry.size
+        yield entry.key, _file_member(entry)
+    if members or storage.stat(uri) is None:
+        done(SourceRecord(source_uri=storage.canonical(uri), source_version="", kind="files",
+                          members=members, bytes=size, status=SourceStatus.COMPLETE))
+
+
+def is_archive(entry: storage.Entry) -> bool:
+    """Whether an object is opened as an archive, by its name."""
+    return entry.key.lower().endswith(ARCHIVE_SUFFIXES) and entry.problem is None
+
+
+def _scan_archive(entry: storage.Entry,
+                  done: Callable[[SourceRecord], None]) -> Iterator[tuple[str, Member]]:
+    end = ArchiveEnd()
+    members = 0
+    kind = "unknown"
+    try:
+        first = storage.read_range(entry.uri, 0, min(BLOCK, entry.size), version=entry.version)
+        kind = "zip" if looks_like_zip(first) else "tar" if looks_like_tar(first) else "unknown"
+        for member in _walker(kind, first)(entry, end):
+            members += 1
+            yield os.fsdecode(member.raw_name), member
+    except (ObjectMissingError, ObjectChangedError) as error:
+        end.status, end.detail = SourceStatus.VANISHED, str(error)
+    except ObjectDeniedError as error:
+        end.status, end.detail = SourceStatus.DENIED, str(error)
+    done(SourceRecord(source_uri=entry.uri, source_version=entry.version, kind=kind,
+                      members=members, bytes=entry.size, status=end.status, detail=end.detail))
+
+
+def _walker(kind: str, first: bytes) -> Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]:
+    if kind == "zip":
+        return walk_zip
+    if kind == "tar":
+        return walk_tar
+    return _walk_empty if not first else _walk_unknown
+
+
+def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
+    end.detail = "an archive of 0 bytes"
+    return iter(())
+
+
+def _walk_unknown(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
+    end.status, end.detail = SourceStatus.DAMAGED, "neither a tar nor a zip by its content"
+    return iter(())
+
+
+def _file_member(entry: storage.Entry) -> Member:
+    reason: str | None = None
+    detail: str | None = None
+    if entry.problem is not None:
+        reason, detail = Reason(entry.problem), "cannot be opened"
+    elif entry.key.lower().endswith(PACKED_TAR_SUFFIXES):
+        reason, detail = Reason.FORMAT_NOT_ALLOWED, "a compressed tar is not read yet"
+    elif entry.size > MAX_MEMBER_BYTES:
+        reason, detail = Reason.TOO_LARGE, f"{entry.size} bytes, at most {MAX_MEMBER_BYTES}"
+    return Member(source_uri=entry.uri, source_version=entry.version, span=entry.size,
+                  size=entry.size, reject_reason=reason, reject_detail=detail)

@@ -1,0 +1,204 @@
+"""The index of a tar (ustar, pax, GNU): headers walked by range reads, bodies never read.
+
+Python's own `tarfile` is not used: its stream mode spins for as long as a header declares
+(a 1.5 KB file can ask for 2^60 bytes), and an archive cut at a member boundary ends silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member, Window
+from igd.records import Reason, SourceStatus
+from igd.storage import Entry
+
+BLOCK = 512
+MAX_EXTENSION_BYTES = 1024 * 1024
+"""Cap on a long name or a pax header."""
+
+REGULAR = b"\0", b"0", b"7"
+DIRECTORY = b"5"
+LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, GNU_SPARSE = b"L", b"K", b"x", b"g", b"S"
+
+
+class HeaderError(ValueError):
+    """A block is not a tar header."""
+
+
+@dataclass
+class Extension:
+    """What extension headers say of the next member."""
+
+    name: bytes | None = None
+    size: int | None = None
+    sparse: bool = False
+
+
+@dataclass
+class Header:
+    """One header block."""
+
+    name: bytes
+    size: int
+    type: bytes
+    extension: Extension = field(default_factory=Extension)
+
+
+def looks_like_tar(first_block: bytes) -> bool:
+    """Whether an object's first 512 bytes are a tar header or an end marker."""
+    if first_block == bytes(BLOCK):
+        return True
+    try:
+        parse_header(first_block)
+    except HeaderError:
+        return False
+    return True
+
+
+def walk_tar(entry: Entry, end: ArchiveEnd) -> Iterator[Member]:
+    """Every member that is not a directory, in order; `end` says how the archive ended."""
+    window = Window(uri=entry.uri, size=entry.size, version=entry.version)
+    at, ordinal = 0, 0
+    while True:
+        try:
+            header, body = _next_header(window, at)
+        except HeaderError as error:
+            end.status, end.detail = SourceStatus.DAMAGED, f"{error} at byte {at}"
+            return
+        except EOFError as error:
+            end.status, end.detail = SourceStatus.TRUNCATED, f"{error} at byte {at}"
+            return
+        if header is None:
+            if body > entry.size:
+                end.status, end.detail = SourceStatus.NO_END_MARKER, "no end marker"
+            return
+        size = header.extension.size if header.extension.size is not None else header.size
+        cut = body + size > entry.size
+        if header.type != DIRECTORY and not (
+                header.type in REGULAR and header.name.endswith(b"/")):
+            yield _member(entry, header, ordinal, body, size, cut)
+            ordinal += 1
+        if cut:
+            end.status = SourceStatus.TRUNCATED
+            end.detail = f"member {ordinal - 1} needs {size} bytes at {body}, file has {entry.size}"
+            return
+        at = body + -(-size // BLOCK) * BLOCK
+
+
+def parse_header(block: bytes) -> Header:
+    """Reads one header block.
+
+    Raises:
+        HeaderError: a bad checksum, a bad number or a negative size.
+    """
+    if len(block) != BLOCK:
+        raise HeaderError("short header")
+    stated = _number(block[148:156])
+    unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
+    signed = unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:])
+    if stated not in (unsigned, signed):
+        raise HeaderError("bad header checksum")
+    size = _number(block[124:136])
+    if size < 0:
+        raise HeaderError(f"negative size {size}")
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0":
+        prefix = block[345:500].split(b"\0", 1)[0]
+        name = prefix + b"/" + name if prefix else name
+    return Header(name, size, block[156:157])
+
+
+def _next_header(window: Window, at: int) -> tuple[Header | None, int]:
+    """The next member's header and the offset of its body; None at the end of the archive.
+
+    At a proper end the offset stays within the object; past it where the end marker is missing.
+    """
+    extension = Extension()
+    while True:
+        block = window.read(at, BLOCK)
+        if block == bytes(BLOCK):
+            return None, at
+        if not block:
+            return None, window.size + 1
+        if len(block) < BLOCK:
+            raise EOFError("header cut")
+        header = parse_header(block)
+        body = at + BLOCK
+        if header.type not in (LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL):
+            header.extension = extension
+            header.name = extension.name if extension.name is not None else header.name
+            return header, body
+        if header.size > MAX_EXTENSION_BYTES:
+            raise HeaderError(f"extension header of {header.size} bytes")
+        data = window.read(body, header.size)
+        if len(data) < header.size:
+            raise EOFError("extension header cut")
+        _extend(extension, header.type, data)
+        at = body + -(-header.size // BLOCK) * BLOCK
+
+
+def _extend(extension: Extension, kind: bytes, data: bytes) -> None:
+    if kind == LONG_NAME:
+        extension.name = data.split(b"\0", 1)[0]
+    elif kind == PAX:
+        for key, value in _pax_records(data):
+            if key == b"path":
+                extension.name = value
+            elif key == b"size":
+                extension.size = _decimal(value)
+            elif key.startswith(b"GNU.sparse."):
+                extension.sparse = True
+
+
+def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Records `LENGTH KEY=VALUE\\n`."""
+    at = 0
+    while at < len(data) and data[at:at + 1] != b"\0":
+        space = data.find(b" ", at, at + 20)
+        length = _decimal(data[at:space]) if space > at else 0
+        record = data[space + 1:at + length]
+        key, equals, value = record.partition(b"=")
+        if length <= space - at + 1 or at + length > len(data) or not equals:
+            raise HeaderError("bad pax record")
+        yield key, value.removesuffix(b"\n")
+        at += length
+
+
+def _decimal(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 20:
+        raise HeaderError(f"bad decimal number {text[:20]!r}")
+    return int(text)
+
+
+def _number(field_bytes: bytes) -> int:
+    """An octal field, or GNU's base-256."""
+    if field_bytes[0] & 0x80:
+        value = int.from_bytes(field_bytes, "big")
+        bits = 8 * len(field_bytes)
+        return (value - (1 << bits) if field_bytes[0] & 0x40 else value & ~(1 << (bits - 1)))
+    text = field_bytes.split(b"\0", 1)[0].strip()
+    try:
+        return int(text or b"0", 8)
+    except ValueError:
+        raise HeaderError(f"bad octal number {text!r}") from None
+
+
+def _member(entry: Entry, header: Header, ordinal: int, body: int, size: int,
+            cut: bool) -> Member:
+    reason, detail = _why_not(header, size, cut)
+    return Member(source_uri=entry.uri, source_version=entry.version, ordinal=ordinal,
+                  raw_name=header.name, kind="tar", offset=body, span=0 if reason else size,
+                  size=size if size < 1 << 62 else -1, reject_reason=reason, reject_detail=detail)
+
+
+def _why_not(header: Header, size: int, cut: bool) -> tuple[str | None, str | None]:
+    if header.type == GNU_SPARSE or header.extension.sparse:
+        return Reason.SPARSE, "a sparse member"
+    if header.type not in REGULAR:
+        return Reason.NOT_REGULAR, f"tar type {header.type!r}"
+    if cut:
+        return Reason.TRUNCATED, f"the archive ends inside this member of {size} bytes"
+    if size > MAX_MEMBER_BYTES:
+        return Reason.TOO_LARGE, f"{size} bytes, at most {MAX_MEMBER_BYTES}"
+    return None, None

@@ -1,0 +1,195 @@
+"""Gaussian descriptors on dense features of a frozen teacher (preset `fast`).
+
+Not the paper's model: the descriptor h of Eq. 7 gets a mean and a covariance per position, in
+closed form. METHOD "Beyond the paper" has the ladder that leads from one to the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igd.config import Config, DenseConfig
+from igd.errors import DivergedError, NotFittedError
+from igd.model.scored import Scored
+from igd.model.teacher import EfficientNetLite0
+
+BLOCKS = (4, 10, 14)
+"""Teacher blocks: 40 channels at stride 8, 112 at stride 16, 192 at stride 32."""
+LOCAL_CHANNELS = 40 + 112
+POOLED_SIDE = 2
+POOLED_SIZE = (112 + 192) * POOLED_SIDE * POOLED_SIDE
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the teacher says of N images.
+
+    Attributes:
+        local_NPC: at each of P positions of a stride-16 grid, (N, P, 152).
+        pooled_ND: blocks 10 and 14 pooled to 2x2, (N, 1216).
+    """
+
+    local_NPC: Tensor
+    pooled_ND: Tensor
+
+    def __getitem__(self, index: Tensor) -> Features:
+        return Features(self.local_NPC[index], self.pooled_ND[index])
+
+    def __len__(self) -> int:
+        return len(self.local_NPC)
+
+
+def extract(teacher: EfficientNetLite0, image_NCHW: Tensor) -> Features:
+    """Dense and pooled features of uint8 RGB images (N, 3, S, S), one image per forward."""
+    local: list[Tensor] = []
+    pooled: list[Tensor] = []
+    with torch.inference_mode():
+        for image_CHW in image_NCHW:
+            fine, middle, coarse = teacher.features(image_CHW[None].float(), BLOCKS)
+            grid = torch.cat([F.avg_pool2d(fine, 2), middle], 1)
+            local.append(grid.flatten(2).transpose(1, 2))
+            pooled.append(torch.cat([F.adaptive_avg_pool2d(x, POOLED_SIDE).flatten(1)
+                                     for x in (middle, coarse)], 1))
+    return Features(torch.cat(local), torch.cat(pooled))
+
+
+class DenseGaussian(nn.Module):
+    """A Gaussian per grid position and one for the whole image.
+
+    The distances are Mahalanobis distances, computed as the norm of whitened residuals (the
+    inverse Cholesky factor of the covariance), which stays positive in float32.
+
+    Args:
+        config: of preset `fast`.
+        teacher: shared, frozen, not part of the state.
+    """
+
+    mean_PC: Tensor
+    whiten_PCC: Tensor
+    pooled_mean_D: Tensor
+    pooled_whiten_DD: Tensor
+    scale_22: Tensor
+
+    def __init__(self, config: Config, teacher: EfficientNetLite0) -> None:
+        super().__init__()
+        self.config = config
+        self._teacher = [teacher]  # in a list: not a submodule, so not in the state dict
+        side = config.image.size // 16
+        self.register_buffer("mean_PC", torch.zeros(side * side, LOCAL_CHANNELS))
+        self.register_buffer("whiten_PCC",
+                             torch.zeros(side * side, LOCAL_CHANNELS, LOCAL_CHANNELS))
+        self.register_buffer("pooled_mean_D", torch.zeros(POOLED_SIZE))
+        self.register_buffer("pooled_whiten_DD", torch.zeros(POOLED_SIZE, POOLED_SIZE))
+        # rows: dense, pooled; columns: mean and deviation of held-out normals' distances
+        self.register_buffer("scale_22", torch.tensor([[0.0, 0.0], [0.0, 0.0]]).double())
+
+    @property
+    def teacher(self) -> EfficientNetLite0:
+        return self._teacher[0]
+
+    def fit(self, features: Features) -> DenseGaussian:
+        """Means and covariances of normal images' features, in float64.
+
+        Raises:
+            DivergedError: the features do not vary at all.
+        """
+        dense = self.config.dense
+        with torch.inference_mode():
+            local_NPC = features.local_NPC.double()
+            mean_PC = local_NPC.mean(0)
+            self.mean_PC.copy_(mean_PC)
+            self.whiten_PCC.copy_(_whitening(_local_covariance(local_NPC - mean_PC, dense)))
+            pooled_ND = features.pooled_ND.double()
+            mean_D = pooled_ND.mean(0)
+            self.pooled_mean_D.copy_(mean_D)
+            self.pooled_whiten_DD.copy_(
+                _whitening(_ridged(_covariance(pooled_ND - mean_D), dense.global_ridge)))
+        return self
+
+    def standardise(self, dense_N: Tensor, pooled_N: Tensor) -> DenseGaussian:
+        """Sets the scale on which the two distances are summed, from held-out normals' ones."""
+        rows = [torch.stack([d.double().mean(), d.double().std()]) for d in (dense_N, pooled_N)]
+        self.scale_22.copy_(torch.stack(rows))
+        if not bool((self.scale_22[:, 1] > 0).all()):
+            raise DivergedError("held-out normals all have one distance: the images do not vary")
+        return self
+
+    def distances(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """Per image: the largest local distance (N,), the pooled one (N,), the grid (N, P)."""
+        if not bool(self.whiten_PCC.any()):
+            raise NotFittedError("this DenseGaussian was not fitted")
+        with torch.inference_mode():
+            grids = [torch.linalg.vector_norm(
+                torch.bmm(self.whiten_PCC, (x_PC - self.mean_PC)[:, :, None])[:, :, 0], dim=1)
+                for x_PC in features.local_NPC]
+            pooled = [torch.linalg.vector_norm(self.pooled_whiten_DD @ (x_D - self.pooled_mean_D))
+                      for x_D in features.pooled_ND]
+        grid_NP = torch.stack(grids)
+        return grid_NP.amax(1), torch.stack(pooled), grid_NP
+
+    def mix(self, dense_N: Tensor, pooled_N: Tensor) -> Tensor:
+        """The image score: the sum of both distances, standardised by held-out normals."""
+        (dense_mean, dense_std), (pooled_mean, pooled_std) = self.scale_22
+        mixed: Tensor = ((dense_N.double() - dense_mean) / dense_std
+                         + (pooled_N.double() - pooled_mean) / pooled_std)
+        return mixed
+
+    def heatmap(self, grid_NP: Tensor) -> Tensor:
+        """The grid of distances brought to the input's size and smoothed, (N, S, S)."""
+        side, size = self.config.image.size // 16, self.config.image.size
+        grid_N1HW = grid_NP.reshape(-1, 1, side, side).float()
+        up = F.interpolate(grid_N1HW, (size, size), mode="bilinear", align_corners=False)
+        return _smooth(up, self.config.dense.smoothing_px)[:, 0]
+
+    def forward(self, image_NCHW: Tensor) -> Scored:
+        """Scores uint8 RGB images (N, 3, S, S), each on its own."""
+        dense_N, pooled_N, grid_NP = self.distances(extract(self.teacher, image_NCHW))
+        return Scored({"dense_distance": dense_N, "pooled_distance": pooled_N},
+                      self.mix(dense_N, pooled_N), self.heatmap(grid_NP))
+
+
+def _covariance(residual_ND: Tensor) -> Tensor:
+    return residual_ND.T @ residual_ND / max(len(residual_ND) - 1, 1)
+
+
+def _ridged(covariance_CC: Tensor, ridge: float) -> Tensor:
+    """(1 - ridge) S + ridge (tr/C) I."""
+    channels = covariance_CC.shape[-1]
+    trace = covariance_CC.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(channels, dtype=covariance_CC.dtype)
+    return (1 - ridge) * covariance_CC + ridge * trace * eye
+
+
+def _local_covariance(residual_NPC: Tensor, dense: DenseConfig) -> Tensor:
+    """Each position's covariance, shrunk to the one shared by all positions, then ridged."""
+    residual_PNC = residual_NPC.transpose(0, 1)
+    own_PCC = residual_PNC.transpose(1, 2) @ residual_PNC / max(len(residual_NPC) - 1, 1)
+    weight = dense.position_weight
+    return _ridged(weight * own_PCC + (1 - weight) * own_PCC.mean(0), dense.ridge)
+
+
+def _whitening(covariance_CC: Tensor) -> Tensor:
+    """The inverse of the Cholesky factor, so that |W r| is the Mahalanobis distance."""
+    try:
+        factor = torch.linalg.cholesky(covariance_CC)
+    except RuntimeError as error:  # torch.linalg.LinAlgError is one
+        raise DivergedError("fit: a covariance is singular; the normal images' features do not "
+                            "vary (are they all the same picture?)") from error
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype).expand_as(factor)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False)
+    return inverse
+
+
+def _smooth(x_N1HW: Tensor, sigma_px: float) -> Tensor:
+    if sigma_px <= 0:
+        return x_N1HW
+    radius = max(1, round(3 * sigma_px))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-offsets**2 / (2 * sigma_px**2))
+    kernel = kernel / kernel.sum()
+    x_N1HW = F.pad(x_N1HW, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(x_N1HW, kernel[None, None, :, None]), kernel[None, None, None, :])

@@ -1,0 +1,147 @@
+"""One category in, one bundle out: a function of data and config, with or without a cluster."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from igd import registry
+from igd.config import Config
+from igd.data.datasets import Loaded, load_normals, normal_images
+from igd.records import CALIBRATION
+from igd.score.conformal import Calibrator
+from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
+from igd.train.calibrate import Calibration, fit_dense, score_held_out, split_normals
+from igd.train.loop import train_nets
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryTask:
+    """What to train.
+
+    Attributes:
+        data: folder of category folders.
+        models: where bundles go.
+        preset_reason: who chose the preset.
+    """
+
+    data: str
+    category: str
+    models: str
+    config: Config
+    preset_reason: str = "asked for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a category.
+
+    Attributes:
+        version: of the new bundle, in production; None where training failed.
+        error: one line, where it failed.
+        unseen: mean share of an image's pixels that the centre crop leaves out.
+    """
+
+    category: str
+    preset: str
+    version: str | None = None
+    images: int = 0
+    skipped: tuple[tuple[str, str], ...] = ()
+    unseen: float = 0.0
+    seconds: float = 0.0
+    smallest_alpha: float | None = None
+    error: str | None = None
+
+
+def train_category(task: CategoryTask, report: Report = lambda line: None) -> Outcome:
+    """Trains, calibrates and promotes a category.
+
+    Args:
+        report: told in a few words how far it is.
+
+    Raises:
+        DataError: too few readable normals.
+        DivergedError: training met a NaN or a collapsed Gaussian.
+    """
+    began = time.monotonic()
+    loaded = load_normals(
+        normal_images(task.data, task.category), task.config,
+        progress=lambda done, total: report(f"reading {done}/{total}") if done % 50 == 0 else None)
+    image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
+    if task.config.preset == "fast":
+        report("fitting")
+        metrics: dict[str, float] = {}
+        model: nn.Module
+        with pinned_threads(THREADS):
+            model, calibration = fit_dense(image_NCHW, task.config, registry.load_teacher())
+    else:
+        model, calibration, metrics = _train_nets(image_NCHW, task.config, report)
+    report("saving")
+    smallest = Calibrator(calibration.score_M.numpy()).smallest_alpha
+    version = registry.save_bundle(
+        task.models, task.category, model, task.config, _rows(calibration, loaded),
+        _provenance(task, loaded, smallest, metrics, time.monotonic() - began))
+    registry.promote(task.models, task.category, version)
+    return Outcome(category=task.category, preset=task.config.preset, version=version,
+                   images=len(loaded.keys), skipped=loaded.skipped, unseen=loaded.unseen,
+                   seconds=time.monotonic() - began, smallest_alpha=smallest)
+
+
+def _train_nets(image_NCHW: Tensor, config: Config,
+                report: Report) -> tuple[nn.Module, Calibration, dict[str, float]]:
+    """Trains on the device at hand; scores the held-out normals as they will be scored."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train_N, held_M = split_normals(len(image_NCHW), config)
+    teacher = (copy.deepcopy(registry.load_teacher()).to(device)
+               if config.net.global_encoder != "trained" else None)
+    last: dict[str, float] = {}
+
+    def epoch_done(epoch: int, metrics: dict[str, float]) -> None:
+        last.update(metrics)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()
+                           if name.endswith(("reconstruction", "gsvdd")))
+        report(f"epoch {epoch + 1}/{config.train.epochs}: {losses}")
+
+    trained = train_nets(image_NCHW[train_N].to(device), config, teacher=teacher,
+                         report=epoch_done)
+    model = registry.build_model(config)
+    model.load_state_dict(trained.cpu().state_dict())
+    report("calibrating")
+    with pinned_threads(THREADS):
+        calibration = score_held_out(model.eval(), image_NCHW[held_M], held_M)
+    return model, calibration, last
+
+
+def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
+    index = calibration.index_M.tolist()
+    columns: dict[str, Any] = {
+        "image": [loaded.keys[i] for i in index], "sha256": [loaded.sha256[i] for i in index],
+        "score": calibration.score_M.tolist(),
+        "heatmap_max": calibration.heatmap_max_M.double().tolist(),
+        **{name: term.double().tolist() for name, term in calibration.terms.items()}}
+    missing = [None] * len(index)
+    return pa.table({name: columns.get(name, missing) for name in CALIBRATION.names},
+                    schema=CALIBRATION)
+
+
+def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
+                metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+    fast = task.config.preset == "fast"
+    return {
+        "data": task.data, "images": len(loaded.keys),
+        "skipped": [list(entry) for entry in loaded.skipped],
+        "data_fingerprint": loaded.fingerprint, "unseen_share": loaded.unseen,
+        "preset_reason": task.preset_reason, "seconds": round(seconds, 2),
+        "calibration": "cross-conformal" if fast else "split-conformal",
+        "smallest_alpha": smallest_alpha, "score_fingerprint": score_fingerprint(task.config),
+        "torch_threads": torch.get_num_threads(), "last_epoch": metrics,
+    }

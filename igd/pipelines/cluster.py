@@ -1,0 +1,74 @@
+"""A connection to Ray: the cluster named, or one started here and stopped afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from igd.errors import StorageError
+
+LOCAL = "local"
+EXTRA_CPUS = 2
+"""Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the cluster has."""
+
+    cpus: int
+    gpus: int
+
+    @property
+    def scorers(self) -> int:
+        """Scorer actors, one CPU each: some CPUs stay free, for a pool that takes them all
+        starves the tasks that feed it, for ever and without a word."""
+        return max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus)))
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None) -> Iterator[Resources]:
+    """Connects to a Ray cluster, and stops it afterwards if it was started here.
+
+    Args:
+        address: of a cluster; None takes RAY_ADDRESS, or starts one on this machine.
+
+    Raises:
+        StorageError: the cluster cannot be reached.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL)
+    try:
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Resources(cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR,
+             "ignore_reinit_error": False}
+    try:
+        if address != LOCAL:
+            ray.init(address=address, **quiet)
+            return
+        loopback: dict[str, Any] = (
+            {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {})
+        ray.init(address=LOCAL, num_cpus=(os.cpu_count() or 1) + EXTRA_CPUS,
+                 include_dashboard=False, _temp_dir=tempfile.mkdtemp(prefix="igd", dir="/tmp"),
+                 **loopback, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise StorageError(f"Ray cluster {address!r} cannot be reached: {error}; check "
+                           "--ray-address or RAY_ADDRESS") from error

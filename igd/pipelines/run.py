@@ -1,0 +1,136 @@
+"""A batch run: what was asked for, where its state lives, and whether it is published.
+
+    <out>/runs/<run_id>/plan.json                   frozen by put-if-absent
+                       /plan/<attempt>/<n>.parquet  members, a row group per shard
+                       /shards/<n>-<uuid>.parquet   score rows
+                       /done/<n>.json               put-if-absent: the shard file that counts
+                       /published.json, summary.json
+
+The run id hashes what was asked for (date, sources, models, routing, settings that affect
+results), never workers or shard sizes, so that the same command finds its own run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date as Date
+from typing import Any, Literal
+
+from igd import storage, tables
+from igd.data.routing import Routing
+from igd.errors import ConfigError, ObjectMissingError
+
+HeatmapPolicy = Literal["all", "flagged", "none"]
+HEATMAP_POLICIES: tuple[HeatmapPolicy, ...] = ("all", "flagged", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a run is asked to do; everything here affects its results.
+
+    Attributes:
+        sources: canonical URIs, without repetition.
+        fpr, review_fpr: false-positive rates of the two levels.
+    """
+
+    sources: tuple[str, ...]
+    models: str
+    out: str
+    date: Date
+    routing: Routing
+    fpr: float = 0.01
+    review_fpr: float = 0.05
+    heatmaps: HeatmapPolicy = "flagged"
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that stand for this request."""
+        parts = (self.date.isoformat(), self.sources, self.models, self.routing.category,
+                 self.routing.pattern, self.fpr, self.review_fpr, self.heatmaps)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
+            fpr: float = 0.01, review_fpr: float = 0.05,
+            heatmaps: str = "flagged") -> Request:
+    """A checked `Request`.
+
+    Raises:
+        ConfigError: rates out of range, an unknown policy, a source inside another.
+    """
+    if heatmaps not in HEATMAP_POLICIES:
+        raise ConfigError(f"--heatmaps {heatmaps!r}: expected one of {', '.join(HEATMAP_POLICIES)}")
+    for option, rate in (("--fpr", fpr), ("--review-fpr", review_fpr)):
+        if not 0 < rate < 1:
+            raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
+    canonical = tuple(dict.fromkeys(storage.canonical(source) for source in sources))
+    for inner in canonical:
+        for outer in canonical:
+            if inner.startswith(outer + "/"):
+                raise ConfigError(f"source {inner} lies inside source {outer}; its images would "
+                                  "count twice")
+    policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
+    return Request(sources=canonical, models=storage.canonical(models),
+                   out=storage.canonical(out), date=date, routing=routing, fpr=fpr,
+                   review_fpr=review_fpr, heatmaps=policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One generation of a request, and its places."""
+
+    request: Request
+    generation: int
+
+    @property
+    def run_id(self) -> str:
+        return f"{_stem(self.request)}{self.generation}"
+
+    def at(self, *parts: str) -> str:
+        return storage.join(self.request.out, "runs", self.run_id, *parts)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        return read_document(self.at(name))
+
+    def write_json(self, name: str, document: dict[str, Any]) -> None:
+        storage.write_bytes(self.at(name), to_json(document))
+
+    def create_json(self, name: str, document: dict[str, Any]) -> bool:
+        return storage.put_if_absent(self.at(name), to_json(document))
+
+    def is_live(self, plan: dict[str, Any]) -> bool:
+        """Whether the rows of this run, and no others, stand in `scores` for its categories."""
+        live = tables.live_runs(self.request.out, self.request.date, plan["categories"])
+        return live == ({self.run_id} if plan["members"] else set())
+
+
+def latest(wanted: Request) -> Run | None:
+    """The newest generation of a request that has a frozen plan."""
+    stem = _stem(wanted)
+    generations = [int(name.removeprefix(stem))
+                   for name in storage.list_dirs(storage.join(wanted.out, "runs"))
+                   if name.startswith(stem) and name.removeprefix(stem).isdigit()]
+    for generation in sorted(generations, reverse=True):
+        run = Run(request=wanted, generation=generation)
+        if storage.stat(run.at("plan.json")) is not None:
+            return run
+    return None
+
+
+def read_document(uri: str) -> dict[str, Any] | None:
+    """A JSON object of a run, or None where there is none."""
+    try:
+        return dict(json.loads(storage.read_bytes(uri)))
+    except ObjectMissingError:
+        return None
+
+
+def to_json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _stem(wanted: Request) -> str:
+    return f"{wanted.date.isoformat()}-{wanted.key}-g"

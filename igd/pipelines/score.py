@@ -1,0 +1,249 @@
+"""Batch scoring: plan, score on Ray Data, audit, publish. Run again, it goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
+
+from igd import tables
+from igd.errors import IgdError, StorageError
+from igd.pipelines.cluster import connected
+from igd.pipelines.plan import SHARD_MEMBERS, load_plan, make_plan, unchanged
+from igd.pipelines.publish import audit, publish
+from igd.pipelines.run import Request, Run, latest
+from igd.pipelines.shards import (
+    ShardScorer,
+    count_rejects,
+    read_records,
+    read_shard,
+    write_shard,
+)
+from igd.records import SourceStatus
+
+READ_CPUS = 0.25
+RECORD = pa.schema([pa.field("shard", pa.int64()), pa.field("rows", pa.int64()),
+                    pa.field("rejected", pa.int64())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is; handed to the caller as it goes.
+
+    Attributes:
+        stage: `plan`, `score`, `audit` or `publish`.
+        done, total: members; total is 0 while unknown.
+    """
+
+    stage: str
+    done: int
+    total: int
+    rejected: int = 0
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds by stage."""
+
+    began: float = field(default_factory=time.monotonic)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, stage: str) -> None:
+        so_far = sum(self.stages.values())
+        self.stages[stage] = round(time.monotonic() - self.began - so_far, 3)
+
+
+Report = Callable[[Progress], None]
+
+
+def score(wanted: Request, *, ray_address: str | None = None, shard_members: int = SHARD_MEMBERS,
+          max_reject_share: float = 0.01,
+          report: Report = lambda progress: None) -> dict[str, Any]:
+    """Runs a request to its end, from wherever an earlier attempt left it.
+
+    Returns:
+        The summary, also written to the run's `summary.json`; `exit_code` says what is to be
+        made of it.
+
+    Raises:
+        RunHeldError: the audit found the accounting wrong.
+        LostRaceError: another run published meanwhile.
+        IgdError: of other kinds, before anything is written.
+    """
+    clock = Clock()
+    tables.check_output(wanted.out)
+    run, plan = _find_or_plan(wanted, shard_members, report)
+    already = run.is_live(plan)
+    if already and run.read_json("published.json") is not None:
+        earlier = run.read_json("summary.json")
+        if earlier is not None:
+            return {**earlier, "already_published": True}
+    clock.lap("plan")
+    records = read_records(run.at())
+    todo = [n for n in range(plan["shards"]) if n not in records]
+    if todo and not already:
+        _score_shards(run, plan, todo, records, ray_address, report)
+        records = read_records(run.at())
+    clock.lap("score")
+    report(Progress(stage="audit", done=0, total=plan["members"]))
+    audit(run, plan, records)
+    clock.lap("audit")
+    report(Progress(stage="publish", done=0, total=plan["members"]))
+    publish(run, plan, records)
+    clock.lap("publish")
+    summary = _summary(run, plan, records, clock, max_reject_share, len(todo))
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def _find_or_plan(wanted: Request, shard_members: int,
+                  report: Report) -> tuple[Run, dict[str, Any]]:
+    """The run that this request continues, with its plan; a new generation where one is due."""
+    def planned(members: int) -> None:
+        report(Progress(stage="plan", done=members, total=0))
+
+    run = latest(wanted)
+    plan = run.read_json("plan.json") if run else None
+    if run is None or plan is None:
+        run = Run(request=wanted, generation=1)
+    elif run.read_json("published.json") is None or (
+            run.is_live(plan) and unchanged(run, plan)):
+        return run, plan
+    else:
+        run = Run(request=wanted, generation=run.generation + 1)
+    return run, make_plan(run, shard_members=shard_members, progress=planned)
+
+
+def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict[int, Any],
+                  ray_address: str | None, report: Report) -> None:
+    """Ray Data: a read task per shard, a pool of scorers, a writer; shards finish in any order."""
+    done = sum(record["rows"] for record in records.values())
+    rejected = sum(sum(record["rejected"].values()) for record in records.values())
+    report(Progress(stage="score", done=done, total=plan["members"], rejected=rejected))
+    try:
+        with connected(ray_address) as resources:
+            for rows, bad in _stream(run.at(), todo, min(resources.scorers, len(todo))):
+                done, rejected = done + rows, rejected + bad
+                report(Progress(stage="score", done=done, total=plan["members"],
+                                rejected=rejected))
+    except RayError as error:
+        cause = _igd_cause(error)
+        if cause is not None:
+            raise cause from error
+        raise StorageError(f"the cluster failed while scoring: {str(error).splitlines()[0]}; run "
+                           "the command again, finished shards are kept") from error
+
+
+def _stream(run_at: str, todo: list[int], scorers: int) -> Iterator[tuple[int, int]]:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with DataContext.current(context):
+        dataset = ray.data.read_datasource(
+            ShardSource(run_at, todo), override_num_blocks=len(todo),
+            num_cpus=READ_CPUS)
+        scored = dataset.map_batches(
+            ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=scorers), num_cpus=1, fn_constructor_args=(run_at,))
+        written = scored.map_batches(
+            WriteTask(run_at), batch_size=None, batch_format="pyarrow",
+            zero_copy_batch=True, num_cpus=READ_CPUS)
+        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
+                                          prefetch_batches=0):
+            for row in batch.to_pylist():
+                yield row["rows"], row["rejected"]
+
+
+class ShardSource(Datasource):
+    """One read task per unfinished shard; it carries the shard's number, not its members."""
+
+    def __init__(self, run_at: str, shards: list[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._run_at, self._shards = run_at, shards
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
+                       data_context: DataContext | None = None) -> list[ReadTask]:
+        return [self._task(shard) for shard in self._shards]
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def _task(self, shard: int) -> ReadTask:
+        run_at = self._run_at
+
+        def read() -> list[pa.Table]:
+            return [read_shard(run_at, load_plan(run_at), shard)]
+
+        return ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None,
+                                            exec_stats=None))
+
+
+class ScoreActor:
+    """A pool member: keeps its models between shards."""
+
+    def __init__(self, run_at: str) -> None:
+        self._scorer = ShardScorer(load_plan(run_at))
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        return self._scorer.score(decoded)
+
+
+class WriteTask:
+    """Writes a shard and passes on its counts."""
+
+    def __init__(self, run_at: str) -> None:
+        self._run_at = run_at
+
+    def __call__(self, scored: pa.Table) -> pa.Table:
+        record = write_shard(self._run_at, load_plan(self._run_at), scored)
+        return pa.Table.from_pylist([{
+            "shard": record["shard"], "rows": record["rows"],
+            "rejected": sum(record["rejected"].values())}], schema=RECORD)
+
+
+def _igd_cause(error: BaseException | None) -> IgdError | None:
+    """The error of ours at the root of a chain of Ray's."""
+    while error is not None:
+        if isinstance(error, IgdError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clock,
+             max_reject_share: float, shards_scored: int) -> dict[str, Any]:
+    rejected = count_rejects(list(records.values()))
+    rejects = sum(rejected.values())
+    flagged: dict[str, dict[str, int]] = {}
+    for record in records.values():
+        counts = flagged.setdefault(record["category"], {})
+        for decision, number in record["flagged"].items():
+            counts[decision] = counts.get(decision, 0) + number
+    odd = [record for record in plan["source_records"]
+           if record["status"] != SourceStatus.COMPLETE]
+    bad_sources = [r for r in odd if r["status"] != SourceStatus.NO_END_MARKER]
+    share = rejects / plan["members"] if plan["members"] else 0.0
+    seconds = time.monotonic() - clock.began
+    return {
+        "run_id": run.run_id, "generation": run.generation, "date": plan["date"],
+        "state": "published", "already_published": False,
+        "planned": plan["members"], "scored": plan["members"] - rejects, "rejected": rejected,
+        "reject_share": share, "max_reject_share": max_reject_share,
+        "decisions": flagged, "odd_sources": odd, "bundles": plan["bundles"],
+        "fpr": plan["fpr"], "heatmaps": plan["heatmaps"],
+        "seconds": round(seconds, 3), "stage_seconds": clock.stages,
+        "shards_scored": shards_scored,
+        "images_per_s": round(plan["members"] / seconds, 2) if seconds else math.inf,
+        "tables": {name: f"{plan['out']}/{name}" for name in tables.SCHEMAS},
+        "exit_code": 3 if bad_sources or share > max_reject_share else 0,
+    }

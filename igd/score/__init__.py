@@ -1,0 +1,1 @@
+"""From a bundle and images to scores, decisions, regions and metrics."""

@@ -1,0 +1,164 @@
+"""A bundle and images in; scores, terms, heatmaps and decisions out: the one path that all use.
+
+On a CPU the last bits of a convolution depend on batch size and thread count, so every forward
+takes one image and the thread count is pinned. Equal fingerprint and CPU type: equal bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igd import registry
+from igd.config import Config
+from igd.data.images import DECODE_PATH, Geometry, prepare
+from igd.errors import DataError
+from igd.records import Decision
+from igd.registry import Bundle
+from igd.score.conformal import Calibrator, Levels, levels
+from igd.score.regions import Region, find_regions
+
+THREADS = 1
+"""Torch threads of a Scorer. Parallelism comes from more Scorers, which costs no bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBatch:
+    """What a model says of N images.
+
+    Attributes:
+        scores: float64 (N,), raw; higher is more anomalous.
+        terms: column name to float64 (N,).
+        heatmaps: float32 (N, S, S) at the model's input size.
+    """
+
+    scores: NDArray[np.float64]
+    terms: dict[str, NDArray[np.float64]]
+    heatmaps: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What is decided about one scored image."""
+
+    p_value: float
+    decision: Decision
+    alpha: float
+    threshold: float
+    regions: list[Region]
+
+
+class Judge:
+    """Decisions at chosen false-positive rates for one model.
+
+    Regions stand where the heatmap is above what the share `fpr` of calibration normals reach
+    anywhere.
+
+    Args:
+        fpr: rate of normals called anomalous.
+        review_fpr: rate of normals called at least `review`.
+    """
+
+    def __init__(self, bundle: Bundle, *, fpr: float, review_fpr: float) -> None:
+        column = bundle.calibration.column
+        self.calibrator = Calibrator(column("score").to_numpy())
+        self.levels: Levels = levels(self.calibrator, fpr, review_fpr)
+        peaks = Calibrator(column("heatmap_max").to_numpy())
+        self.region_threshold = peaks.rule(fpr).threshold
+        self._image = bundle.config.image
+
+    def assess(self, score: float, heatmap_HW: NDArray[np.float32],
+               source_size: tuple[int, int]) -> Assessment:
+        """Decides about one image.
+
+        Args:
+            source_size: width and height of the source, for regions in source pixels.
+        """
+        geometry = Geometry.of(*source_size, self._image)
+        rule = self.levels.anomalous
+        return Assessment(
+            p_value=self.calibrator.p_value(score), decision=self.levels.decide(score),
+            alpha=rule.alpha, threshold=rule.threshold,
+            regions=find_regions(heatmap_HW, self.region_threshold, geometry))
+
+
+class Scorer:
+    """Scores images with one bundle.
+
+    >>> Scorer.load("s3://models/bottle").score([image_HWC])  # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.fingerprint = score_fingerprint(bundle.config)
+
+    @classmethod
+    def load(cls, uri: str) -> Scorer:
+        """Loads `<models>/<category>` (the version in production) or `.../<version>`.
+
+        Raises:
+            ModelError: the bundle is missing or damaged.
+        """
+        return cls(registry.load_bundle_at(uri))
+
+    def judge(self, *, fpr: float = 0.01, review_fpr: float = 0.05) -> Judge:
+        """Decisions at the given false-positive rates."""
+        return Judge(self.bundle, fpr=fpr, review_fpr=review_fpr)
+
+    def score(self, images: Sequence[NDArray[np.uint8]]) -> ScoreBatch:
+        """Scores uint8 RGB images (H, W, 3) of any size.
+
+        Raises:
+            DataError: an array of another shape or type.
+        """
+        size = self.bundle.config.image.size
+        scores: list[float] = []
+        terms: dict[str, list[float]] = {}
+        heatmaps = np.empty((len(images), size, size), np.float32)
+        with pinned_threads(THREADS):
+            for i, image_HWC in enumerate(images):
+                scored = self.bundle.model(_as_input(image_HWC, self.bundle.config))
+                scores.append(float(scored.score_N[0]))
+                heatmaps[i] = scored.heatmap_NHW[0].numpy()
+                for name, term_N in scored.terms.items():
+                    terms.setdefault(name, []).append(float(term_N[0]))
+        return ScoreBatch(scores=np.array(scores, np.float64), heatmaps=heatmaps,
+                          terms={name: np.array(term) for name, term in terms.items()})
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """Torch on a fixed number of threads, restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def score_fingerprint(config: Config) -> str:
+    """Everything beside weights and CPU type that the bits of a score depend on.
+
+    Shape, threads, precision, decode path and the versions that matter, hashed to 16 digits.
+    """
+    parts = (config.preset, config.image, "1xCxSxS", f"threads={THREADS}", "float32", "cpu",
+             DECODE_PATH, f"torch-{torch.__version__}", registry.TEACHER_SHA256)
+    return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def _as_input(image_HWC: NDArray[np.uint8], config: Config) -> torch.Tensor:
+    if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
+        raise DataError(f"an image array is {image_HWC.dtype} {image_HWC.shape}; expected uint8 "
+                        "(H, W, 3)")
+    pixels = prepare(image_HWC, config.image)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]

@@ -1,0 +1,1 @@
+"""One image in, one answer out: a FastAPI application over a Scorer, without a cluster."""

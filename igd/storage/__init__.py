@@ -1,0 +1,140 @@
+"""The only package that knows a storage client: a local path or s3:// behind the same functions.
+
+A URI is `s3://bucket/key`, or a local path, or `file:///path` with percent escapes, so that a
+local name that is not UTF-8 has a URI too. Exclusive creation (`put_if_absent`) is what every
+protocol above is built on; it works alike on a local disk and on S3.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+from igd.errors import ConfigError, StorageError
+from igd.storage import local, s3
+from igd.storage.entry import Entry
+
+__all__ = ["Entry", "canonical", "delete", "delta_location", "exists_dir", "is_local", "join",
+           "list_dirs", "list_objects", "local_path", "put_if_absent", "read_bytes",
+           "read_range", "stat", "train_location", "write_bytes"]
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI names a place on this machine's disk."""
+    return _backend(uri) is local
+
+
+def canonical(uri: str) -> str:
+    """The one spelling of a location: absolute, without `.`, `..` or a trailing slash."""
+    result: str = _backend(uri).canonical(uri)
+    return result
+
+
+def join(uri: str, *parts: str) -> str:
+    """Appends path segments to a URI or a local path."""
+    if uri.startswith("file://"):
+        parts = tuple(quote(os.fsencode(part)) for part in parts)
+    return posixpath.join(uri.rstrip("/") or "/", *parts)
+
+
+def local_path(uri: str) -> str:
+    """The path of a local URI.
+
+    Raises:
+        ConfigError: the URI is not local.
+    """
+    if not is_local(uri):
+        raise ConfigError(f"{uri!r} is not on this machine's disk")
+    return local.path_of(uri)
+
+
+def stat(uri: str) -> Entry | None:
+    """The object at exactly this URI, or None (also for a directory or prefix)."""
+    entry: Entry | None = _backend(uri).stat(uri)
+    return entry
+
+
+def exists_dir(uri: str) -> bool:
+    """Whether a directory, or a prefix with at least one object, is there."""
+    return bool(_backend(uri).exists_dir(uri))
+
+
+def list_dirs(uri: str) -> list[str]:
+    """Names directly below a directory or prefix that are themselves such, sorted."""
+    names: list[str] = _backend(uri).list_dirs(uri)
+    return names
+
+
+def list_objects(uri: str) -> Iterator[Entry]:
+    """Everything below a directory or prefix, recursively, in a stable order.
+
+    Links to directories are not followed; a link to a file is that file. What is neither a
+    file nor a directory is listed with a `problem`, never opened.
+    """
+    entries: Iterator[Entry] = _backend(uri).list_objects(uri)
+    return entries
+
+
+def read_bytes(uri: str, *, version: str | None = None) -> bytes:
+    """The whole object.
+
+    Raises:
+        ObjectMissingError: it is not there.
+        ObjectDeniedError: it may not be read.
+        ObjectChangedError: `version` is given and no longer true.
+        StorageError: anything else.
+    """
+    data: bytes = _backend(uri).read(uri, None, version)
+    return data
+
+
+def read_range(uri: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+    """Exactly `length` bytes at `offset`; errors as `read_bytes`, also for a short read."""
+    if length == 0:
+        return b""
+    data: bytes = _backend(uri).read(uri, (offset, offset + length), version)
+    if len(data) != length:
+        raise StorageError(f"{uri}: got {len(data)} bytes at offset {offset}, expected {length}")
+    return data
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object whole or not at all, replacing what was there."""
+    _backend(uri).write_bytes(uri, data)
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Writes an object only where there is none; False where another writer was first.
+
+    A reply that got lost is no trap: where the object holds these very bytes it is ours.
+    """
+    return bool(_backend(uri).create(uri, data)) or read_bytes(uri) == data
+
+
+def delete(uri: str) -> None:
+    """Removes an object; one that is not there is no error."""
+    _backend(uri).delete(uri)
+
+
+def delta_location(uri: str) -> tuple[str, dict[str, str]]:
+    """Table location and storage options as `deltalake` wants them."""
+    location: tuple[str, dict[str, str]] = _backend(uri).delta_location(uri)
+    return location
+
+
+def train_location(uri: str) -> tuple[str, Any]:
+    """Storage path and `pyarrow` filesystem (or None) as Ray Train wants them."""
+    location: tuple[str, Any] = _backend(uri).train_location(uri)
+    return location
+
+
+def _backend(uri: str) -> ModuleType:
+    if uri.startswith("s3://"):
+        return s3
+    if "://" in uri and not uri.startswith("file://"):
+        raise ConfigError(f"{uri!r}: unknown scheme; expected a local path or s3://bucket/key")
+    return local

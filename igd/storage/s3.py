@@ -1,0 +1,225 @@
+"""S3 behind the functions of `igd.storage`: obstore for bytes, botocore for who we are.
+
+obstore and deltalake do not read AWS profiles, so credentials, region and endpoint are resolved
+the botocore way (environment, profile, role) and handed to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import posixpath
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn, TypeVar
+
+import botocore.session
+import obstore
+from botocore.configprovider import ConfiguredEndpointProvider
+from obstore import exceptions as obstore_errors
+from obstore.store import S3Store
+from pyarrow import fs
+
+from igd.errors import (
+    ConfigError,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectMissingError,
+    StorageError,
+)
+from igd.storage.entry import Entry
+
+CONNECT_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 60
+RETRY_TIMEOUT_S = 60
+MAX_RETRIES = 8
+CREDENTIAL_LIFE = timedelta(minutes=10)
+
+T = TypeVar("T")
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and key of an s3:// URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise ConfigError(f"{uri!r}: expected s3://bucket/key")
+    return bucket, key.strip("/")
+
+
+def canonical(uri: str) -> str:
+    bucket, key = split(uri)
+    return f"s3://{bucket}/{key}".rstrip("/")
+
+
+def stat(uri: str) -> Entry | None:
+    store, key = _store(uri)
+    if not key:
+        return None
+    try:
+        meta = _call(uri, lambda: obstore.head(store, key))
+    except ObjectMissingError:
+        return None
+    return Entry(canonical(uri), "", meta["size"], _version(meta))
+
+
+def exists_dir(uri: str) -> bool:
+    return next(list_objects(uri), None) is not None
+
+
+def list_dirs(uri: str) -> list[str]:
+    store, key = _store(uri)
+    found = _call(uri, lambda: obstore.list_with_delimiter(store, key or None))
+    return sorted(posixpath.basename(prefix.rstrip("/")) for prefix in found["common_prefixes"])
+
+
+def list_objects(uri: str) -> Iterator[Entry]:
+    bucket, key = split(uri)
+    store = _bucket(bucket)
+    prefix = key + "/" if key else ""
+    pages = iter(obstore.list(store, prefix or None, chunk_size=1000))
+    while page := _call(uri, lambda: next(pages, None)):
+        for meta in page:
+            yield Entry(f"s3://{bucket}/{meta['path']}", meta["path"][len(prefix):],
+                        meta["size"], _version(meta))
+
+
+def read(uri: str, span: tuple[int, int] | None, version: str | None) -> bytes:
+    store, key = _store(uri)
+    options: dict[str, Any] = {}
+    if span is not None:
+        options["range"] = span
+    if version is not None:
+        options["if_match"] = f'"{version}"'
+    return bytes(_call(uri, lambda: obstore.get(
+        store, key, options=options).bytes()))  # type: ignore[arg-type]
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    store, key = _store(uri)
+    _call(uri, lambda: obstore.put(store, key, data))
+
+
+def create(uri: str, data: bytes) -> bool:
+    store, key = _store(uri)
+    try:
+        obstore.put(store, key, data, mode="create", use_multipart=False)
+    except obstore_errors.AlreadyExistsError:
+        return False
+    except Exception as error:  # the client's errors become ours
+        _raise(error, uri)
+    return True
+
+
+def delete(uri: str) -> None:
+    store, key = _store(uri)
+    with contextlib.suppress(ObjectMissingError):
+        _call(uri, lambda: obstore.delete(store, key))
+
+
+def delta_location(uri: str) -> tuple[str, dict[str, str]]:
+    settings = _settings()
+    options = {
+        "AWS_ACCESS_KEY_ID": settings["access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": settings["secret_access_key"],
+        "AWS_REGION": settings["region"],
+        "conditional_put": "etag",
+        "timeout": f"{REQUEST_TIMEOUT_S}s",
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+    }
+    if settings["token"]:
+        options["AWS_SESSION_TOKEN"] = settings["token"]
+    if settings["endpoint"]:
+        options["AWS_ENDPOINT_URL"] = settings["endpoint"]
+        options["AWS_ALLOW_HTTP"] = str(settings["endpoint"].startswith("http://")).lower()
+    return canonical(uri), options
+
+
+def train_location(uri: str) -> tuple[str, Any]:
+    settings = _settings()
+    return canonical(uri).removeprefix("s3://"), fs.S3FileSystem(
+        access_key=settings["access_key_id"], secret_key=settings["secret_access_key"],
+        session_token=settings["token"] or None, region=settings["region"],
+        endpoint_override=settings["endpoint"] or None)
+
+
+def _version(meta: Any) -> str:
+    """The version id or etag; size and time where a server gives neither."""
+    return str(meta.get("version") or (meta.get("e_tag") or "").strip('"')
+               or f"{meta['size']}-{meta['last_modified'].isoformat()}")
+
+
+def _store(uri: str) -> tuple[S3Store, str]:
+    bucket, key = split(uri)
+    return _bucket(bucket), key
+
+
+@functools.lru_cache(maxsize=64)
+def _bucket(bucket: str) -> S3Store:
+    settings = _settings()
+    where: dict[str, Any] = {"endpoint": settings["endpoint"]} if settings["endpoint"] else {}
+    provider: Any = _credentials
+    return S3Store(
+        bucket, region=settings["region"], credential_provider=provider,
+        client_options={"timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+                        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+                        "allow_http": settings["endpoint"].startswith("http://")},
+        retry_config={"max_retries": MAX_RETRIES,
+                      "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)},
+        **where)
+
+
+def _credentials() -> dict[str, Any]:
+    """What obstore asks for, again as each answer nears its end."""
+    settings = _settings()
+    return {"access_key_id": settings["access_key_id"],
+            "secret_access_key": settings["secret_access_key"],
+            "token": settings["token"] or None,
+            "expires_at": datetime.now(UTC) + CREDENTIAL_LIFE}
+
+
+@functools.lru_cache(maxsize=1)
+def _session() -> Any:
+    return botocore.session.Session()
+
+
+def _settings() -> dict[str, str]:
+    """Credentials, region and endpoint ("" for AWS itself)."""
+    session = _session()
+    try:
+        credentials = session.get_credentials()
+        endpoint = ConfiguredEndpointProvider(
+            full_config=session.full_config, scoped_config=session.get_scoped_config(),
+            client_name="s3").provide() or ""
+    except Exception as error:  # botocore's profile and role errors
+        raise StorageError(f"S3 credentials: {error}") from error
+    if credentials is None:
+        raise StorageError("no S3 credentials found; set AWS_ACCESS_KEY_ID and "
+                           "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with a role")
+    frozen = credentials.get_frozen_credentials()
+    return {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key,
+            "token": frozen.token or "", "endpoint": endpoint,
+            "region": session.get_config_variable("region") or "us-east-1"}
+
+
+def _call(uri: str, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except Exception as error:  # the client's errors become ours
+        _raise(error, uri)
+
+
+def _raise(error: Exception, uri: str) -> NoReturn:
+    if isinstance(error, StorageError):
+        raise error
+    where = f"endpoint {_settings()['endpoint'] or 'AWS'}"
+    if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
+        raise ObjectMissingError(f"{uri}: not found ({where})") from error
+    if isinstance(error, obstore_errors.PreconditionError):
+        raise ObjectChangedError(f"{uri} changed since it was listed") from error
+    if isinstance(error, (obstore_errors.PermissionDeniedError,
+                          obstore_errors.UnauthenticatedError, PermissionError)):
+        raise ObjectDeniedError(f"{uri}: access denied ({where}); check the credentials and "
+                                "the bucket's policy") from error
+    first_line = (str(error).strip() or repr(error)).splitlines()[0][:300]
+    raise StorageError(f"{uri}: {first_line} ({where}); check that the endpoint is reachable "
+                       "and the bucket exists") from error

@@ -1,0 +1,249 @@
+"""Delta tables: files staged inside a table, one commit that puts them in sight, and reading.
+
+A file named in a commit is never written again. The commit on `scores` is the publish point of
+a run: it replaces the run's date and categories at once, so that a reader sees the old rows or
+the new ones, never a mix.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date as Date
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from igd import storage
+from igd.errors import ConfigError, LostRaceError, StorageError
+from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES
+
+SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
+MARKER = ".igd-ray.json"
+MAX_COMMIT_ATTEMPTS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedFile:
+    """A Parquet file inside a table that no commit names yet.
+
+    Attributes:
+        path: relative to the table.
+    """
+
+    path: str
+    size: int
+    rows: int
+    date: Date
+    category: str | None
+
+
+def check_output(out: str) -> None:
+    """Refuses a location that holds something else than an output of igd-ray.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if storage.stat(storage.join(out, MARKER)) is not None:
+        return
+    found = next(iter(storage.list_objects(out)), None) if storage.exists_dir(out) else None
+    if found is not None or storage.stat(out) is not None:
+        what = found.key if found is not None else "a file"
+        raise ConfigError(f"output {out} holds something else ({what}); expected an empty or new "
+                          "location, or one that igd-ray has written before")
+
+
+def claim_output(out: str) -> None:
+    """Marks a location as an output of igd-ray."""
+    storage.put_if_absent(storage.join(out, MARKER), b'{"made_by": "igd-ray", "layout": 1}\n')
+
+
+def partition_columns(table: str) -> list[str]:
+    """The partition columns of a table; they are in the log and the path, not in the files."""
+    return [name for name in PARTITION_BY if name in SCHEMAS[table].names]
+
+
+def stage(out: str, table: str, rows: pa.Table, *, date: Date, category: str | None,
+          stem: str) -> StagedFile:
+    """Writes rows as one new file inside a table, unseen until a commit names it.
+
+    Args:
+        rows: with the table's schema, all of one date and category.
+        stem: beginning of the file name, for people and for `gc`.
+    """
+    schema = SCHEMAS[table]
+    partitions = partition_columns(table)
+    data = rows.select(schema.names).cast(schema).drop_columns(partitions)
+    sink = io.BytesIO()
+    pq.write_table(data, sink, compression="zstd")
+    values = {"date": date.isoformat(), "category": category}
+    folder = "/".join(f"{name}={values[name]}" for name in partitions)
+    path = f"{folder}/{stem}-{uuid.uuid4().hex[:12]}.parquet"
+    storage.write_bytes(storage.join(out, table, path), sink.getvalue())
+    return StagedFile(path=path, size=sink.tell(), rows=len(rows), date=date, category=category)
+
+
+def append_once(out: str, table: str, files: Sequence[StagedFile], *, run_id: str) -> None:
+    """Adds a run's files to a table in one commit, or does nothing where that is done already."""
+    app_id = f"igd/{table}/run={run_id}"
+
+    def attempt(delta: DeltaTable) -> bool:
+        if delta.transaction_version(app_id) is None and files:
+            delta.create_write_transaction(
+                [_action(file) for file in files], mode="append", schema=SCHEMAS[table],
+                partition_by=partition_columns(table),
+                commit_properties=CommitProperties(
+                    custom_metadata={"igd.run_id": run_id}, max_commit_retries=0,
+                    app_transactions=[Transaction(app_id, 1)]))
+        return True
+
+    _until_committed(out, table, attempt)
+
+
+def replace_scores(out: str, files: Sequence[StagedFile], *, date: Date,
+                   categories: Sequence[str], run_id: str,
+                   metadata: Mapping[str, str]) -> bool:
+    """The publish point: one commit that replaces a date's categories by a run's rows.
+
+    Returns:
+        False where the rows of this very run are in place already.
+
+    Raises:
+        LostRaceError: another run published one of the categories while this one was at it.
+    """
+    app_id = f"igd/scores/date={date.isoformat()}"
+    before: set[str] | None = None
+
+    def attempt(delta: DeltaTable) -> bool:
+        nonlocal before
+        live = _live_runs(delta, date, categories)
+        if live == {run_id}:
+            return False
+        if before is not None and live != before:
+            raise LostRaceError(f"run {', '.join(sorted(live))} published {date} while this run "
+                                f"({run_id}) was publishing it; run the command again to replace "
+                                "its rows")
+        before = live
+        version = (delta.transaction_version(app_id) or 0) + 1
+        delta.create_write_transaction(
+            [_action(file) for file in files], mode="overwrite", schema=SCORES,
+            partition_by=list(PARTITION_BY),
+            partition_filters=[("date", "=", date.isoformat()),
+                               ("category", "in", list(categories))],
+            commit_properties=CommitProperties(
+                custom_metadata={"igd.run_id": run_id, **metadata}, max_commit_retries=0,
+                app_transactions=[Transaction(app_id, version)]))
+        return True
+
+    return _until_committed(out, "scores", attempt)
+
+
+def live_files(out: str, table: str, date: Date) -> list[StagedFile]:
+    """The files of a date that the table's newest version names; empty without a table."""
+    delta = _open(out, table)
+    return [] if delta is None else list(_files_of(delta, date))
+
+
+def live_runs(out: str, date: Date, categories: Sequence[str]) -> set[str]:
+    """Ids of the runs whose rows stand in `scores` for a date and some categories."""
+    delta = _open(out, "scores")
+    return set() if delta is None else _live_runs(delta, date, categories)
+
+
+def read(out: str, table: str, date: Date, *, columns: Sequence[str] | None = None,
+         files: Sequence[StagedFile] | None = None) -> pa.Table:
+    """Rows of a date (or of some of its files) with the partition columns, in table order."""
+    schema = SCHEMAS[table]
+    wanted = list(columns) if columns is not None else schema.names
+    parts = [_read_file(out, table, file, wanted)
+             for file in (live_files(out, table, date) if files is None else files)]
+    empty = schema.empty_table().select(wanted)
+    return pa.concat_tables([empty, *parts])
+
+
+def staged_run(file: StagedFile) -> str:
+    """The run a file of `scores` belongs to, from its name."""
+    return file.path.rsplit("/", 1)[-1].rsplit("-", 2)[0]
+
+
+def _read_file(out: str, table: str, file: StagedFile, wanted: Sequence[str]) -> pa.Table:
+    schema = SCHEMAS[table]
+    data = storage.read_bytes(storage.join(out, table, file.path))
+    inside = [name for name in wanted if name not in partition_columns(table)]
+    rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=inside)
+    values: dict[str, Any] = {"date": file.date, "category": file.category}
+    for name in partition_columns(table):
+        if name in wanted:
+            column = pa.repeat(pa.scalar(values[name], schema.field(name).type), len(rows))
+            rows = rows.append_column(name, column)
+    return rows.select(list(wanted)).cast(pa.schema([schema.field(name) for name in wanted]))
+
+
+def _action(file: StagedFile) -> AddAction:
+    values: dict[str, str | None] = {"date": file.date.isoformat()}
+    if file.category is not None:
+        values["category"] = file.category
+    return AddAction(path=file.path, size=file.size, partition_values=values,
+                     modification_time=int(time.time() * 1000), data_change=True,
+                     stats=json.dumps({"numRecords": file.rows}))
+
+
+def _live_runs(delta: DeltaTable, date: Date, categories: Sequence[str]) -> set[str]:
+    return {staged_run(file) for file in _files_of(delta, date) if file.category in categories}
+
+
+def _files_of(delta: DeltaTable, date: Date) -> Iterator[StagedFile]:
+    actions = pa.table(delta.get_add_actions(flatten=True))
+    for row in actions.to_pylist():
+        if str(row["partition.date"]) == date.isoformat():
+            yield StagedFile(path=unquote(row["path"]), size=row["size_bytes"],
+                             rows=row["num_records"], date=date,
+                             category=row.get("partition.category"))
+
+
+def _open(out: str, table: str) -> DeltaTable | None:
+    location, options = storage.delta_location(storage.join(out, table))
+    try:
+        return DeltaTable(location, storage_options=options)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as error:
+        raise StorageError(f"table {location} cannot be read: {error}") from error
+
+
+def _open_or_create(out: str, table: str) -> DeltaTable:
+    found = _open(out, table)
+    if found is not None:
+        return found
+    location, options = storage.delta_location(storage.join(out, table))
+    try:
+        DeltaTable.create(location, SCHEMAS[table], mode="ignore", storage_options=options,
+                          partition_by=partition_columns(table))
+    except CommitFailedError:
+        pass  # somebody else made it at the same moment
+    except (DeltaError, OSError) as error:
+        raise StorageError(f"table {location} cannot be made: {error}") from error
+    return DeltaTable(location, storage_options=options)
+
+
+def _until_committed(out: str, table: str, attempt: Callable[[DeltaTable], bool]) -> bool:
+    """Runs an attempt on a fresh snapshot until it commits or decides that nothing is to do."""
+    for tries in range(MAX_COMMIT_ATTEMPTS):
+        try:
+            return attempt(_open_or_create(out, table))
+        except CommitFailedError:
+            time.sleep(random.uniform(0, min(2.0, 0.05 * 2**tries)))
+        except (DeltaError, OSError) as error:
+            raise StorageError(f"commit on {storage.join(out, table)} failed: {error}") from error
+    raise StorageError(f"commit on {storage.join(out, table)} was refused {MAX_COMMIT_ATTEMPTS} "
+                       "times; another writer does not stop")

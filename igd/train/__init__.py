@@ -1,0 +1,1 @@
+"""Training: torch only, no files, no ray. EM for the nets."""

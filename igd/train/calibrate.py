@@ -1,0 +1,91 @@
+"""Calibration: what models that have not seen a normal image say of it.
+
+`fast` (cross-conformal): the normals are split into K folds; each fold is scored by a model
+fitted on the others, whose standardisation comes from the other folds' held-out distances. The
+final model is fitted on all normals. Nets (split-conformal): the held-out normals are scored by
+the final model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from igd.config import Config
+from igd.errors import DivergedError
+from igd.model.dense import DenseGaussian, extract
+from igd.model.teacher import EfficientNetLite0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Raw terms and scores of M calibration normals.
+
+    Attributes:
+        index_M: which of the given images each row is about.
+        terms: column name to (M,) tensor.
+        score_M: float64.
+        heatmap_max_M: the highest value of each image's heatmap.
+    """
+
+    index_M: Tensor
+    terms: dict[str, Tensor]
+    score_M: Tensor
+    heatmap_max_M: Tensor
+
+
+def fit_dense(image_NCHW: Tensor, config: Config,
+              teacher: EfficientNetLite0) -> tuple[DenseGaussian, Calibration]:
+    """Fits preset `fast` on all normals and calibrates it cross-conformally over all of them.
+
+    Args:
+        image_NCHW: uint8 RGB, (N, 3, S, S).
+    """
+    features = extract(teacher, image_NCHW)
+    fold_N = fold_of_each(len(features), config)
+    dense_N, pooled_N, peak_N = (torch.zeros(len(features)) for _ in range(3))
+    fold_model = DenseGaussian(config, teacher)
+    for fold in range(int(fold_N.max()) + 1):
+        held_out = fold_N == fold
+        fold_model.fit(features[~held_out])
+        dense, pooled, grid_NP = fold_model.distances(features[held_out])
+        dense_N[held_out], pooled_N[held_out] = dense, pooled
+        peak_N[held_out] = fold_model.heatmap(grid_NP).amax((1, 2))
+    score_N = torch.zeros(len(features), dtype=torch.float64)
+    for fold in range(int(fold_N.max()) + 1):
+        held_out = fold_N == fold
+        fold_model.standardise(dense_N[~held_out], pooled_N[~held_out])
+        score_N[held_out] = fold_model.mix(dense_N[held_out], pooled_N[held_out])
+    model = DenseGaussian(config, teacher).fit(features).standardise(dense_N, pooled_N)
+    terms = {"dense_distance": dense_N, "pooled_distance": pooled_N}
+    return model, Calibration(torch.arange(len(features)), terms, score_N, peak_N)
+
+
+def fold_of_each(count: int, config: Config) -> Tensor:
+    """A fold number for each of `count` images, drawn with the config's seed; (N,)."""
+    folds = min(config.calibration.folds, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    fold_N = torch.empty(count, dtype=torch.long)
+    fold_N[order] = torch.arange(count) % folds
+    return fold_N
+
+
+def split_normals(count: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Indices to train on and indices held out for calibration, drawn with the config's seed."""
+    held = min(max(2, round(config.calibration.fraction * count)), count - 2)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def score_held_out(model: nn.Module, image_NCHW: Tensor, index_M: Tensor) -> Calibration:
+    """Scores held-out normals (uint8, (M, 3, S, S)) with the final model.
+
+    Raises:
+        DivergedError: a score is not finite.
+    """
+    scored = model(image_NCHW)
+    if not bool(torch.isfinite(scored.score_N).all()):
+        raise DivergedError("calibration: a held-out normal's score is not finite")
+    return Calibration(index_M, scored.terms, scored.score_N, scored.heatmap_NHW.amax((1, 2)))
