@@ -71,8 +71,15 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _say("igd-ray: interrupted; run the same command again to go on")
         code = 130
-    except Exception as error:
-        code = _unexpected(error)
+    except typer.TyperException as error:
+        error.show()  # type: ignore[attr-defined]
+        code = error.exit_code
+    except Exception as error:  # a defect: one line, the traceback on request
+        if os.environ.get("IGD_TRACEBACK"):
+            raise
+        _say(f"igd-ray: unexpected {type(error).__name__}: {error} (set IGD_TRACEBACK=1 for the "
+             "traceback)")
+        code = 1
     sys.exit(code)
 
 
@@ -330,6 +337,43 @@ def serve(
         signal.pause()
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")] = Path("demo"),
+) -> None:
+    """Run everything on synthetic data: train, evaluate, score an archive, verify, report.
+
+    Example: `igd-ray demo --out /tmp/demo`
+    """
+    import subprocess
+
+    from igd.demo import run_demo
+
+    def command(line: list[str]) -> None:
+        subprocess.run([sys.executable, "-m", "igd.cli", *line], check=True)
+
+    try:
+        run_demo(out, command, lambda text: print(text, flush=True))
+    except subprocess.CalledProcessError as failed:
+        raise typer.Exit(failed.returncode) from failed
+
+
+@app.command()
+def report(
+    out: Out, date: DateOption,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the "
+                                             "page, also s3://. Default: OUT/reports/D.html.")]
+    = None,
+) -> None:
+    """Write a published date's HTML report: decisions, histograms, images with heatmaps, rejects.
+
+    Example: `igd-ray report --out ./out --date 2026-11-23`
+    """
+    from igd.pipelines.report import report as write_report
+
+    print(write_report(out, _date(date), html))
+
+
 def _train(names: list[str], data: str, models: str, preset: str | None, settings: list[str],
            seed: int, ray_address: str | None) -> list[Outcome]:
     from igd.config import check_name, preset_config
@@ -496,20 +540,6 @@ def _peak_memory_mb() -> int:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _unexpected(error: Exception) -> int:
-    """A usage error of the command line, or a defect: one line, the traceback on request."""
-    import click
-
-    if isinstance(error, click.exceptions.UsageError):
-        error.show()
-        return 2
-    if os.environ.get("IGD_TRACEBACK"):
-        raise error
-    _say(f"igd-ray: unexpected {type(error).__name__}: {error} (set IGD_TRACEBACK=1 for the "
-         "traceback)")
-    return 1
 
 
 if __name__ == "__main__":

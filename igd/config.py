@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -89,7 +90,13 @@ class TrainConfig:
         _check(1 <= self.patches_per_image <= 225, "train.patches_per_image",
                self.patches_per_image, "1 to 225")
         _check(self.lr > 0, "train.lr", self.lr, "a positive number")
-        _check(0 <= self.rho <= 1, "train.rho", self.rho, "0 to 1")
+        for name in ("rho", "zeta"):
+            _check(0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "0 to 1")
+        for name in ("beta1", "beta2"):
+            _check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name),
+                   "from 0 to below 1")
+        for name in ("poly_power", "weight_decay", "adversarial_weight", "kappa"):
+            _check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +132,8 @@ class DenseConfig:
             _check(0 <= getattr(self, name) <= 1, f"dense.{name}", getattr(self, name), "0 to 1")
         _check(self.ridge > 0, "dense.ridge", self.ridge, "above 0")
         _check(self.global_ridge > 0, "dense.global_ridge", self.global_ridge, "above 0")
+        _check(self.smoothing_px >= 0, "dense.smoothing_px", self.smoothing_px,
+               "at least 0 (0 smooths nothing)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +153,8 @@ class CalibrationConfig:
         _check(self.folds >= 2, "calibration.folds", self.folds, "at least 2")
         _check(0 < self.fraction < 1, "calibration.fraction", self.fraction, "between 0 and 1")
         _check(self.min_images >= 4, "calibration.min_images", self.min_images, "at least 4")
+        _check(0 <= self.max_unreadable <= 1, "calibration.max_unreadable", self.max_unreadable,
+               "0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +171,7 @@ class Config:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
     def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
         if self.preset != "fast":
             _check(self.image.size == 256, "image.size", self.image.size,
                    f"256 for preset {self.preset} (its nets have that input)")
@@ -242,8 +254,11 @@ def _build(cls: type, tree: object, where: str, prefix: str) -> object:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names)}"
             raise ConfigError(f"{where}: unknown config key {prefix}{key} "
                               f"(value {tree[key]!r}); {hint}")
-    return cls(**{key: _value(hints[key], value, where, prefix + key)
-                  for key, value in tree.items()})
+    values = {key: _value(hints[key], value, where, prefix + key) for key, value in tree.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:  # out of range; the class does not know where the value stood
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: object, where: str, key: str) -> object:
@@ -258,7 +273,9 @@ def _value(hint: Any, value: object, where: str, key: str) -> object:
     if isinstance(hint, types.GenericAlias):
         raise TypeError(f"config field {key} has an unsupported type {hint}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**53 else math.inf
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: config {key} is {value!r}; expected a finite number")
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise ConfigError(f"{where}: config {key} is {value!r}; expected {hint.__name__}")
     return value

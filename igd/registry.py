@@ -151,7 +151,8 @@ def load_bundle_at(uri: str) -> Bundle:
 
 def describe(models_uri: str, category: str, version: str) -> dict[str, Any]:
     """`bundle.json` of a bundle, unchecked but for its form."""
-    at = storage.join(models_uri, category, version)
+    at = storage.join(models_uri, check_name(category, "category"),
+                      check_name(version, "model version"))
     return _parse(_read(storage.join(at, "bundle.json")), at)
 
 
@@ -180,9 +181,11 @@ def production_version(models_uri: str, category: str) -> str:
         raise ModelError(f"no model for category {category!r} in {models_uri}; "
                          + (f"there are: {', '.join(known)}" if known else
                             "there are no models at all; run igd-ray train-all first"))
-    record = json.loads(_read(storage.join(models_uri, category, PRODUCTION,
-                                           f"{sequence[-1]:08d}.json")))
-    return check_name(str(record["version"]), "model version")
+    uri = storage.join(models_uri, category, PRODUCTION, f"{sequence[-1]:08d}.json")
+    try:
+        return check_name(json.loads(_read(uri))["version"], "model version")
+    except (ConfigError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{uri} does not name a version ({error}); promote one again") from error
 
 
 def promote(models_uri: str, category: str, version: str) -> int:
@@ -190,7 +193,8 @@ def promote(models_uri: str, category: str, version: str) -> int:
 
     Two at once both succeed, one after the other; nothing is overwritten.
     """
-    record = _json({"version": version, "at": datetime.now(UTC).isoformat()})
+    check_name(category, "category")
+    record = _json({"version": check_name(version, "model version"), "at": datetime.now(UTC).isoformat()})
     sequence = max(_sequence(models_uri, category), default=0) + 1
     while not storage.put_if_absent(
             storage.join(models_uri, category, PRODUCTION, f"{sequence:08d}.json"), record):

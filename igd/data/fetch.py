@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -36,10 +37,9 @@ def fetch(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
     groups = list(_ranges(members))
     with ThreadPoolExecutor(THREADS) as pool:
         window = THREADS * 2
-        pending = [pool.submit(_read, group) for group in groups[:window]]
+        pending = deque(pool.submit(_read, group) for group in groups[:window])
         for i, group in enumerate(groups):
-            answer = pending[i].result()
-            pending[i] = None  # type: ignore[call-overload]  # lets the bytes go
+            answer = pending.popleft().result()
             if i + window < len(groups):
                 pending.append(pool.submit(_read, groups[i + window]))
             for member in group:

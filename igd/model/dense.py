@@ -133,6 +133,8 @@ class DenseGaussian(nn.Module):
 
     def mix(self, dense_N: Tensor, pooled_N: Tensor) -> Tensor:
         """The image score: the sum of both distances, standardised by held-out normals."""
+        if not bool((self.scale_22[:, 1] > 0).all()):
+            raise NotFittedError("this DenseGaussian has no scale: call standardise first")
         (dense_mean, dense_std), (pooled_mean, pooled_std) = self.scale_22
         mixed: Tensor = ((dense_N.double() - dense_mean) / dense_std
                          + (pooled_N.double() - pooled_mean) / pooled_std)

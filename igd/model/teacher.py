@@ -135,10 +135,12 @@ class EfficientNetLite0(nn.Module):
         if missing:
             raise ModelError(f"teacher weights lack {missing[0]!r}: expected the state dict of "
                              "EfficientNet-Lite0 as efficientnet-lite-pytorch names it")
+        for name in names:
+            shape = layer.conv.weight.shape[: 4 if name == names[0] else 1]
+            if weights[name].shape != shape:
+                raise ModelError(f"teacher weights {name!r} have shape "
+                                 f"{tuple(weights[name].shape)}: expected {tuple(shape)}")
         kernel, gamma, shift, mean, var = (weights[name].double() for name in names)
-        if kernel.shape != layer.conv.weight.shape:
-            raise ModelError(f"teacher weights {names[0]!r} have shape {tuple(kernel.shape)}: "
-                             f"expected {tuple(layer.conv.weight.shape)}")
         scale = gamma / torch.sqrt(var + BN_EPS)
         assert layer.conv.bias is not None
         with torch.no_grad():

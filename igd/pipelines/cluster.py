@@ -44,20 +44,28 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     Raises:
         StorageError: the cluster cannot be reached.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL)
-    try:
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Resources(cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)))
-    finally:
-        if ours:
+    if ray.is_initialized():
+        yield _resources()
+        return
+    # Unix sockets live here, and their paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="igd", dir="/tmp", ignore_cleanup_errors=True) as own:
+        _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, own)
+        try:
+            yield _resources()
+        finally:
             ray.shutdown()
 
 
-def _connect(address: str) -> None:
+def _resources() -> Resources:
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return Resources(cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)))
+
+
+def _connect(address: str, temp_dir: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Data makes its C++ core complain of its own actors on every run.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR,
              "ignore_reinit_error": False}
     try:
@@ -67,7 +75,7 @@ def _connect(address: str) -> None:
         loopback: dict[str, Any] = (
             {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {})
         ray.init(address=LOCAL, num_cpus=(os.cpu_count() or 1) + EXTRA_CPUS,
-                 include_dashboard=False, _temp_dir=tempfile.mkdtemp(prefix="igd", dir="/tmp"),
+                 include_dashboard=False, _temp_dir=temp_dir,
                  **loopback, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise StorageError(f"Ray cluster {address!r} cannot be reached: {error}; check "

@@ -10,7 +10,6 @@ scores a new normal no higher.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,9 +72,11 @@ class Calibrator:
         n = len(self.scores)
         supported = alpha >= self.smallest_alpha
         used = max(alpha, self.smallest_alpha)
-        # p <= alpha  <=>  at most floor(alpha (n + 1)) - 1 normals score as high
-        allowed = math.floor(used * (n + 1) + 1e-9) - 1
-        threshold = float(self.scores[n - 1 - allowed])
+        # p <= alpha  <=>  at most k - 1 normals score as high, for the largest k with
+        # k / (n + 1) <= alpha, compared as `p_value` divides: floor(alpha (n + 1)) can be 1 off
+        k = round(used * (n + 1))
+        k -= k / (n + 1) > used
+        threshold = float(self.scores[n - k])
         exceed = int((self.scores > threshold).sum())
         return Rule(alpha=used, threshold=threshold, supported=supported, exceed=exceed,
                     interval_95=clopper_pearson(exceed, n))

@@ -1,0 +1,1 @@
+"""HTML reports, each one file without scripts or outside assets."""

@@ -1,0 +1,76 @@
+"""A dump of every kind of member, and runs over it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igd.data.routing import Routing
+from igd.pipelines.cluster import Resources, connected
+from igd.pipelines.run import Request, request
+
+BROKEN = {"weave/empty.png": b"", "weave/page.png": b"<html>gone</html>",
+          "nobody/part.png": b"no model for this one", "loose.png": b"not routed"}
+
+
+@pytest.fixture(scope="session")
+def contents(tiny_data: str) -> dict[str, bytes]:
+    """Names and bytes of a dump: 24 good images of two categories and four that are rejected."""
+    root = Path(tiny_data)
+    images = {str(path.relative_to(root)): path.read_bytes()
+              for path in sorted(root.glob("*/test/*/*.png"))}
+    return {**images, **BROKEN}
+
+
+@pytest.fixture
+def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
+    """Writes the dump as a directory, a tar or a zip and gives its path."""
+    def write(kind: str) -> str:
+        target = tmp_path / f"dump.{kind}"
+        if kind == "dir":
+            for name, data in contents.items():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                (target / name).write_bytes(data)
+        elif kind == "tar":
+            target.write_bytes(as_tar(contents))
+        else:
+            with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in contents.items():
+                    archive.writestr(name, data)
+        return str(target)
+    return write
+
+
+def as_tar(contents: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def asked(tiny_models: str, tmp_path: Path) -> Callable[..., Request]:
+    """A request for some sources, with the tiny models."""
+    def ask(*sources: str, **changes: Any) -> Request:
+        settings = {"models": tiny_models, "out": str(tmp_path / "out"),
+                    "date": date(2026, 1, 2), "routing": Routing(pattern="{category}/*"),
+                    **changes}
+        return request(sources, **settings)
+    return ask
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Resources]:
+    """One Ray cluster for the whole suite."""
+    with connected("local") as resources:
+        yield resources

@@ -1,0 +1,164 @@
+"""The audit, and the one commit: driven shard by shard in process, without a cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from igd import tables
+from igd.errors import RunHeldError
+from igd.pipelines.plan import make_plan
+from igd.pipelines.publish import audit, publish
+from igd.pipelines.run import Run
+from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.verify import verify
+
+
+def finish_shards(run: Run, plan: dict) -> dict:
+    scorer = ShardScorer(plan)
+    for shard in range(plan["shards"]):
+        write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
+    return read_records(run.at())
+
+
+@pytest.fixture
+def finished(asked, dump) -> tuple[Run, dict, dict]:
+    """A run whose shards are all written and not yet published."""
+    run = Run(request=asked(dump("tar"), heatmaps="all"), generation=1)
+    plan = make_plan(run, shard_members=6)
+    return run, plan, finish_shards(run, plan)
+
+
+def published(run: Run) -> list[dict]:
+    return tables.read(run.request.out, "scores", run.request.date).to_pylist()
+
+
+def test_every_planned_image_is_published_once(finished, contents) -> None:
+    run, plan, records = finished
+    audit(run, plan, records)
+    assert published(run) == []  # nothing is in sight before the commit
+    assert publish(run, plan, records)
+    rows = published(run)
+    assert len({row["image_id"] for row in rows}) == len(rows) == len(contents)
+    scored = [row for row in rows if row["status"] == "scored"]
+    assert len(scored) == 24 and all(row["score"] is not None for row in scored)
+    assert {row["preset"] for row in scored} == {"fast"}
+    rejects = {row["member"]: row["reject_reason"] for row in rows if row["status"] == "rejected"}
+    assert rejects == {"weave/empty.png": "empty", "weave/page.png": "not_image",
+                       "nobody/part.png": "unknown_category", "loose.png": "unrouted"}
+    heatmaps = tables.read(run.request.out, "heatmaps", run.request.date)
+    assert set(heatmaps["image_id"].to_pylist()) == {row["image_id"] for row in scored}
+    sources = tables.read(run.request.out, "sources", run.request.date).to_pylist()
+    assert [(s["kind"], s["members"], s["status"]) for s in sources] == [
+        ("tar", len(contents), "complete")]
+    assert verify(run.request.out, run.request.date)["problems"] == []
+
+
+def test_publishing_again_changes_nothing(finished) -> None:
+    run, plan, records = finished
+    assert publish(run, plan, records)
+    before = published(run)
+    assert not publish(run, plan, records)
+    assert published(run) == before
+    assert len(tables.read(run.request.out, "heatmaps", run.request.date)) == 24
+
+
+def test_a_second_attempt_at_a_shard_loses_and_leaves_nothing(finished) -> None:
+    run, plan, records = finished
+    files = sorted(Path(run.request.out.removeprefix("file://")).rglob("*.parquet"))
+    again = write_shard(run.at(), plan, ShardScorer(plan).score(read_shard(run.at(), plan, 0)))
+    assert again == records[0]
+    assert sorted(Path(run.request.out.removeprefix("file://")).rglob("*.parquet")) == files
+
+
+def shard_file(run: Run, record: dict) -> Path:
+    return Path(run.at(record["path"]).removeprefix("file://"))
+
+
+def missing_record(run: Run, records: dict) -> None:
+    del records[1]
+
+
+def missing_file(run: Run, records: dict) -> None:
+    shard_file(run, records[1]).unlink()
+
+
+def flipped_byte(run: Run, records: dict) -> None:
+    path = shard_file(run, records[1])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def rewritten(run: Run, records: dict, change) -> None:
+    """A file that is readable, with a checksum that fits, and wrong rows."""
+    import hashlib
+
+    path = shard_file(run, records[1])
+    pq.write_table(change(pq.read_table(path)), path)
+    records[1]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def lost_row(run: Run, records: dict) -> None:
+    rewritten(run, records, lambda rows: rows.slice(1))
+
+
+def doubled_row(run: Run, records: dict) -> None:
+    import pyarrow as pa
+
+    rewritten(run, records, lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]))
+
+
+def uncounted_reject(run: Run, records: dict) -> None:
+    records[1]["rejected"] = {"empty": 1}
+
+
+@pytest.mark.parametrize("harm", [missing_record, missing_file, flipped_byte, lost_row,
+                                  doubled_row, uncounted_reject])
+def test_the_audit_holds_a_run_that_does_not_add_up(finished, harm) -> None:
+    run, plan, records = finished
+    harm(run, records)
+    with pytest.raises(RunHeldError, match="held"):
+        audit(run, plan, records)
+    assert published(run) == []
+
+
+def harmed_table(run: Run, change) -> list[str]:
+    """Problems that `verify` finds after a published file was rewritten behind Delta's back."""
+    file = tables.live_files(run.request.out, "scores", run.request.date)[-1]
+    path = Path(run.request.out.removeprefix("file://")) / "scores" / file.path
+    rows = change(pq.ParquetFile(path).read())
+    path.unlink()
+    if rows is not None:
+        pq.write_table(rows, path)
+    return verify(run.request.out, run.request.date)["problems"]
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    (lambda rows: rows.slice(1), "planned images have no row"),
+    (lambda rows: None, "cannot be read"),
+])
+def test_verify_finds_what_was_taken_from_a_published_table(finished, change, problem) -> None:
+    run, plan, records = finished
+    publish(run, plan, records)
+    assert any(problem in line for line in harmed_table(run, change))
+
+
+def test_verify_names_a_run_whose_plan_is_gone(finished) -> None:
+    run, plan, records = finished
+    publish(run, plan, records)
+    Path(run.at("plan.json").removeprefix("file://")).unlink()
+    assert any("plan is gone" in line
+               for line in verify(run.request.out, run.request.date)["problems"])
+
+
+def test_a_record_names_its_file_its_checksum_and_its_counts(finished) -> None:
+    run, _, records = finished
+    for shard, record in records.items():
+        stored = json.loads(Path(run.at("done", f"{shard:08d}.json").removeprefix("file://"))
+                            .read_text())
+        assert stored == record
+        assert shard_file(run, record).stat().st_size == record["bytes"]

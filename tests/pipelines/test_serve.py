@@ -1,0 +1,45 @@
+"""One image through the Python API, a batch run and the endpoint: the same bits."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from igd import tables
+from igd.data.images import decode
+from igd.data.routing import Routing
+from igd.pipelines.score import score
+from igd.pipelines.serve import running
+from igd.score.scorer import Scorer
+from igd.serve.endpoint import EndpointConfig
+
+
+@pytest.mark.timeout(180)
+def test_python_batch_and_endpoint_give_equal_bits(cluster, asked, tiny_data, tiny_models) -> None:
+    folder = Path(tiny_data) / "weave" / "test"
+    wanted = asked(str(folder), routing=Routing(category="weave"))
+    score(wanted)
+    batch = {row["sha256"]: row for row in
+             tables.read(wanted.out, "scores", wanted.date).to_pylist()}
+    scorer = Scorer.load(f"{tiny_models}/weave")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with running(EndpointConfig(models=tiny_models), host="127.0.0.1", port=port) as url:
+        assert httpx.get(f"{url}/v1/categories").json() == {"categories": ["washer", "weave"]}
+        paths = sorted(folder.rglob("*.png"))
+        for path in paths:
+            data = path.read_bytes()
+            reply = httpx.post(f"{url}/v1/categories/weave/score", content=data,
+                               timeout=60).json()
+            row = batch[reply["sha256"]]
+            direct = scorer.score([decode(data, max_pixels=10**7)])
+            assert reply["score"] == row["score"] == direct.scores[0]
+            for key in ("p_value", "decision", "threshold", "alpha", "model_version",
+                        "score_fingerprint", "regions"):
+                assert reply[key] == row[key], key
+            assert all(row[name] == term for name, term in reply["terms"].items())
+        assert len(batch) == len(paths)
