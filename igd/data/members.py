@@ -27,7 +27,7 @@ class Member:
         raw_name: the name as the archive has it; empty for a file.
         kind: `file`, `tar` or `zip`.
         offset, span: the bytes to fetch; a zip member's span begins at its local header.
-        size: unpacked bytes.
+        size: unpacked bytes; -1 where more are declared than any row can state.
         crc: CRC-32 of the unpacked bytes where the archive states one.
     """
 
@@ -81,14 +81,21 @@ class Window:
     _data: bytes = field(default=b"", repr=False)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes; fewer only at the end of the object."""
-        length = max(0, min(length, self.size - offset))
+        """Up to `length` bytes; fewer only where the object ends, none past its end."""
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
         if not self._start <= offset <= offset + length <= self._start + len(self._data):
             want = min(max(length, WINDOW_BYTES), self.size - offset)
             self._data = storage.read_range(self.uri, offset, want, version=self.version)
             self._start = offset
         at = offset - self._start
         return self._data[at:at + length]
+
+
+def statable(number: int) -> int:
+    """A number that an archive declares, as a row can hold it: -1 past 64 bits."""
+    return number if number < 1 << 63 else -1
 
 
 def escape_name(raw: bytes) -> str:

@@ -1,13 +1,15 @@
 """A dump as a stream of members: directories and prefixes, tar and zip, files.
 
 Every file below a directory is a member, image or not, so that nothing goes uncounted; a file
-named *.tar or *.zip there is opened as the archive its content says it is. Nothing is ever
-extracted to disk.
+named *.tar or *.zip there is opened as the archive its content says it is. Archives within
+archives are rejected unread. Nothing is ever extracted to disk.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from igd.records import Reason, SourceStatus
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + PACKED_TAR_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,8 @@ def list_inputs(uri: str) -> Iterator[storage.Entry]:
     """
     entry = storage.stat(uri)
     if entry is not None:
-        name = storage.canonical(uri).rsplit("/", 1)[-1]
-        yield storage.Entry(entry.uri, name, entry.size, entry.version, entry.problem)
+        where = storage.local_path(uri) if storage.is_local(uri) else uri
+        yield dataclasses.replace(entry, key=posixpath.basename(where.rstrip("/")))
     elif storage.exists_dir(uri):
         yield from storage.list_objects(uri)
     else:
@@ -99,10 +102,10 @@ def _scan_archive(entry: storage.Entry,
     kind = "unknown"
     try:
         first = storage.read_range(entry.uri, 0, min(BLOCK, entry.size), version=entry.version)
-        kind = "zip" if looks_like_zip(first) else "tar" if looks_like_tar(first) else "unknown"
-        for member in _walker(kind, first)(entry, end):
+        kind = _kind(entry, first)
+        for member in WALKERS[kind](entry, end):
             members += 1
-            yield os.fsdecode(member.raw_name), member
+            yield os.fsdecode(member.raw_name), _unless_nested(member)
     except (ObjectMissingError, ObjectChangedError) as error:
         end.status, end.detail = SourceStatus.VANISHED, str(error)
     except ObjectDeniedError as error:
@@ -111,12 +114,15 @@ def _scan_archive(entry: storage.Entry,
                       members=members, bytes=entry.size, status=end.status, detail=end.detail))
 
 
-def _walker(kind: str, first: bytes) -> Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]:
-    if kind == "zip":
-        return walk_zip
-    if kind == "tar":
-        return walk_tar
-    return _walk_empty if not first else _walk_unknown
+def _kind(entry: storage.Entry, first: bytes) -> str:
+    """What its content says it is; where that says nothing, what its name says."""
+    if not first:
+        return "empty"
+    if looks_like_zip(first):
+        return "zip"
+    if looks_like_tar(first):
+        return "tar"
+    return entry.key.lower()[-3:]
 
 
 def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
@@ -124,9 +130,15 @@ def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
     return iter(())
 
 
-def _walk_unknown(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
-    end.status, end.detail = SourceStatus.DAMAGED, "neither a tar nor a zip by its content"
-    return iter(())
+WALKERS: dict[str, Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]] = {
+    "tar": walk_tar, "zip": walk_zip, "empty": _walk_empty}
+
+
+def _unless_nested(member: Member) -> Member:
+    if member.reject_reason is not None or not member.raw_name.lower().endswith(NESTED_SUFFIXES):
+        return member
+    return dataclasses.replace(member, span=0, reject_reason=Reason.NESTED,
+                               reject_detail="an archive within an archive is not opened")
 
 
 def _file_member(entry: storage.Entry) -> Member:

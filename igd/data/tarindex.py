@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member, Window
+from igd.data.members import MAX_MEMBER_BYTES, WINDOW_BYTES, ArchiveEnd, Member, Window, statable
 from igd.records import Reason, SourceStatus
 from igd.storage import Entry
 
@@ -17,8 +17,11 @@ BLOCK = 512
 MAX_EXTENSION_BYTES = 1024 * 1024
 """Cap on a long name or a pax header."""
 
-REGULAR = b"\0", b"0", b"7"
+OLD_REGULAR = b"\0"
+REGULAR = OLD_REGULAR, b"0", b"7"
 DIRECTORY = b"5"
+BODILESS = b"1", b"2", b"3", b"4", DIRECTORY, b"6"
+"""Links, devices, directories: whatever size they state, no bytes follow (POSIX, tarfile)."""
 LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, GNU_SPARSE = b"L", b"K", b"x", b"g", b"S"
 
 
@@ -42,13 +45,12 @@ class Header:
     name: bytes
     size: int
     type: bytes
+    sparse_blocks: bool = False
     extension: Extension = field(default_factory=Extension)
 
 
 def looks_like_tar(first_block: bytes) -> bool:
-    """Whether an object's first 512 bytes are a tar header or an end marker."""
-    if first_block == bytes(BLOCK):
-        return True
+    """Whether an object's first 512 bytes are a tar header."""
     try:
         parse_header(first_block)
     except HeaderError:
@@ -72,16 +74,18 @@ def walk_tar(entry: Entry, end: ArchiveEnd) -> Iterator[Member]:
         if header is None:
             if body > entry.size:
                 end.status, end.detail = SourceStatus.NO_END_MARKER, "no end marker"
+            else:
+                end.detail = _after_end(window, body + BLOCK)
             return
-        size = header.extension.size if header.extension.size is not None else header.size
+        size = _size(header)
         cut = body + size > entry.size
-        if header.type != DIRECTORY and not (
-                header.type in REGULAR and header.name.endswith(b"/")):
+        if not _is_directory(header):
             yield _member(entry, header, ordinal, body, size, cut)
             ordinal += 1
         if cut:
             end.status = SourceStatus.TRUNCATED
-            end.detail = f"member {ordinal - 1} needs {size} bytes at {body}, file has {entry.size}"
+            end.detail = (f"{size} bytes declared at byte {body}, the archive ends at byte "
+                          f"{entry.size}")
             return
         at = body + -(-size // BLOCK) * BLOCK
 
@@ -106,7 +110,8 @@ def parse_header(block: bytes) -> Header:
     if block[257:263] == b"ustar\0":
         prefix = block[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
-    return Header(name, size, block[156:157])
+    kind = block[156:157]
+    return Header(name, size, kind, sparse_blocks=kind == GNU_SPARSE and block[482] != 0)
 
 
 def _next_header(window: Window, at: int) -> tuple[Header | None, int]:
@@ -128,7 +133,7 @@ def _next_header(window: Window, at: int) -> tuple[Header | None, int]:
         if header.type not in (LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL):
             header.extension = extension
             header.name = extension.name if extension.name is not None else header.name
-            return header, body
+            return header, _after_sparse_map(window, header, body)
         if header.size > MAX_EXTENSION_BYTES:
             raise HeaderError(f"extension header of {header.size} bytes")
         data = window.read(body, header.size)
@@ -136,6 +141,37 @@ def _next_header(window: Window, at: int) -> tuple[Header | None, int]:
             raise EOFError("extension header cut")
         _extend(extension, header.type, data)
         at = body + -(-header.size // BLOCK) * BLOCK
+
+
+def _after_sparse_map(window: Window, header: Header, at: int) -> int:
+    """Where the body begins: GNU's long sparse maps come before it and count in no size."""
+    more = header.sparse_blocks
+    while more:
+        block = window.read(at, BLOCK)
+        if len(block) < BLOCK:
+            raise EOFError("sparse map cut")
+        more, at = block[504] != 0, at + BLOCK
+    return at
+
+
+def _after_end(window: Window, at: int) -> str | None:
+    """What to say of bytes after the end marker; padding is zeros and short."""
+    tail = window.read(at, WINDOW_BYTES)
+    if not tail.strip(b"\0") and at + len(tail) >= window.size:
+        return None
+    return f"{window.size - at} bytes after the end marker at byte {at - BLOCK} are not read"
+
+
+def _is_directory(header: Header) -> bool:
+    return header.type == DIRECTORY or (
+        header.type == OLD_REGULAR and header.name.endswith(b"/") and _size(header) == 0)
+
+
+def _size(header: Header) -> int:
+    """Bytes of the body."""
+    if header.type in BODILESS:
+        return 0
+    return header.size if header.extension.size is None else header.extension.size
 
 
 def _extend(extension: Extension, kind: bytes, data: bytes) -> None:
@@ -159,9 +195,10 @@ def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         length = _decimal(data[at:space]) if space > at else 0
         record = data[space + 1:at + length]
         key, equals, value = record.partition(b"=")
-        if length <= space - at + 1 or at + length > len(data) or not equals:
+        if length <= space - at + 1 or at + length > len(data) or not (
+                equals and value.endswith(b"\n")):
             raise HeaderError("bad pax record")
-        yield key, value.removesuffix(b"\n")
+        yield key, value[:-1]
         at += length
 
 
@@ -189,7 +226,7 @@ def _member(entry: Entry, header: Header, ordinal: int, body: int, size: int,
     reason, detail = _why_not(header, size, cut)
     return Member(source_uri=entry.uri, source_version=entry.version, ordinal=ordinal,
                   raw_name=header.name, kind="tar", offset=body, span=0 if reason else size,
-                  size=size if size < 1 << 62 else -1, reject_reason=reason, reject_detail=detail)
+                  size=statable(size), reject_reason=reason, reject_detail=detail)
 
 
 def _why_not(header: Header, size: int, cut: bool) -> tuple[str | None, str | None]:

@@ -11,8 +11,17 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 
-from igd.data.members import DEFLATED, MAX_MEMBER_BYTES, STORED, ArchiveEnd, Member, Window
+from igd.data.members import (
+    DEFLATED,
+    MAX_MEMBER_BYTES,
+    STORED,
+    ArchiveEnd,
+    Member,
+    Window,
+    statable,
+)
 from igd.errors import ImageError
 from igd.records import Reason, SourceStatus
 from igd.storage import Entry
@@ -22,6 +31,8 @@ LOCAL_MAGIC = b"PK\x03\x04"
 EMPTY_MAGIC = b"PK\x05\x06"
 MAX_FIELD_BYTES = 0xFFFF
 """The longest name, and the longest extra field, of a local header."""
+MAX_DIRECTORY_BYTES = 256 * 1024 * 1024
+"""Cap on what is read to list a zip: some two million members."""
 MAX_RATIO = 1100
 """Deflate cannot pack tighter than 1032:1; a larger claim is a lie."""
 
@@ -31,7 +42,7 @@ class RangeFile(io.RawIOBase):
 
     def __init__(self, entry: Entry) -> None:
         self._window = Window(uri=entry.uri, size=entry.size, version=entry.version)
-        self._at = 0
+        self._at = self._taken = 0
 
     def seekable(self) -> bool:
         return True
@@ -51,6 +62,9 @@ class RangeFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         data = self._window.read(self._at, len(buffer))
+        self._taken += len(data)
+        if self._taken > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"its directory exceeds {MAX_DIRECTORY_BYTES} bytes")
         buffer[:len(data)] = data
         self._at += len(data)
         return len(data)
@@ -73,7 +87,7 @@ def walk_zip(entry: Entry, end: ArchiveEnd) -> Iterator[Member]:
     limits = _limits(infos, directory)
     ordinal = 0
     for info in infos:
-        if info.is_dir():
+        if info.file_size == 0 and _raw_name(info).endswith(b"/"):
             continue
         yield _member(entry, info, ordinal, limits[info.header_offset], directory)
         ordinal += 1
@@ -113,9 +127,15 @@ def _inflate(packed: bytes, size: int) -> bytes:
 
 
 def _limits(infos: list[zipfile.ZipInfo], directory: int) -> dict[int, int]:
-    """Where the space of each local header ends: at the next one, or at the directory."""
-    offsets = sorted({info.header_offset for info in infos})
-    return dict(zip(offsets, [*offsets[1:], directory], strict=True))
+    """Where the space of each local header ends: at the next one, or at the directory.
+
+    A header that several entries share has no space.
+    """
+    offsets = sorted(info.header_offset for info in infos)
+    limits: dict[int, int] = {}
+    for offset, following in pairwise([*offsets, directory]):
+        limits.setdefault(offset, min(following, directory))
+    return limits
 
 
 def _raw_name(info: zipfile.ZipInfo) -> bytes:
@@ -128,9 +148,10 @@ def _member(entry: Entry, info: zipfile.ZipInfo, ordinal: int, limit: int,
     span = min(limit - info.header_offset, longest)
     reason, detail = _why_not(info, span, directory)
     return Member(source_uri=entry.uri, source_version=entry.version, ordinal=ordinal,
-                  raw_name=_raw_name(info), kind="zip", offset=info.header_offset,
-                  span=0 if reason else span, size=info.file_size, method=info.compress_type,
-                  crc=info.CRC, reject_reason=reason, reject_detail=detail)
+                  raw_name=_raw_name(info), kind="zip", offset=statable(info.header_offset),
+                  span=0 if reason else span, size=statable(info.file_size),
+                  method=info.compress_type, crc=info.CRC,
+                  reject_reason=reason, reject_detail=detail)
 
 
 def _why_not(info: zipfile.ZipInfo, span: int, directory: int) -> tuple[str | None, str | None]:
@@ -141,8 +162,8 @@ def _why_not(info: zipfile.ZipInfo, span: int, directory: int) -> tuple[str | No
     if info.compress_type not in (STORED, DEFLATED):
         return Reason.METHOD, f"packing method {info.compress_type}; stored and deflate are read"
     packed = info.compress_size + LOCAL_HEADER.size
-    if info.header_offset + packed > directory or packed > span:
-        return Reason.OVERLAP, "its bytes run into another member or the directory"
+    if info.header_offset < 0 or info.header_offset + packed > directory or packed > span:
+        return Reason.OVERLAP, "its bytes are another member's, the directory's or nowhere"
     if info.file_size > min(MAX_MEMBER_BYTES, MAX_RATIO * max(info.compress_size, 1)):
         return Reason.TOO_LARGE, f"{info.file_size} bytes declared from {info.compress_size} packed"
     return None, None

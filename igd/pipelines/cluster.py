@@ -64,19 +64,31 @@ def _resources() -> Resources:
 def _connect(address: str, temp_dir: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray Data makes its C++ core complain of its own actors on every run.
+    # Ray's C++ core complains of Ray Data's own actors in every run.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR,
-             "ignore_reinit_error": False}
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        settings.update(num_cpus=(os.cpu_count() or 1) + EXTRA_CPUS, include_dashboard=False,
+                        _temp_dir=temp_dir)
+        if sys.platform == "linux":
+            settings["_node_ip_address"] = "127.0.0.2"  # 127.0.0.1 would be replaced
     try:
-        if address != LOCAL:
-            ray.init(address=address, **quiet)
-            return
-        loopback: dict[str, Any] = (
-            {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {})
-        ray.init(address=LOCAL, num_cpus=(os.cpu_count() or 1) + EXTRA_CPUS,
-                 include_dashboard=False, _temp_dir=temp_dir,
-                 **loopback, **quiet)
+        with _native_stderr_off():
+            ray.init(address=address, **settings)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise StorageError(f"Ray cluster {address!r} cannot be reached: {error}; check "
                            "--ray-address or RAY_ADDRESS") from error
+
+
+@contextlib.contextmanager
+def _native_stderr_off() -> Iterator[None]:
+    """Drops what C++ writes while Ray starts: it announces the log level it was given."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)

@@ -144,24 +144,22 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict
 
 
 def _stream(run_at: str, todo: list[int], scorers: int) -> Iterator[tuple[int, int]]:
-    context = DataContext.get_current().copy()
+    context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with DataContext.current(context):
-        dataset = ray.data.read_datasource(
-            ShardSource(run_at, todo), override_num_blocks=len(todo),
-            num_cpus=READ_CPUS)
-        scored = dataset.map_batches(
-            ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-            compute=ActorPoolStrategy(size=scorers), num_cpus=1, fn_constructor_args=(run_at,))
-        written = scored.map_batches(
-            WriteTask(run_at), batch_size=None, batch_format="pyarrow",
-            zero_copy_batch=True, num_cpus=READ_CPUS)
-        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
-                                          prefetch_batches=0):
-            for row in batch.to_pylist():
-                yield row["rows"], row["rejected"]
+    context.raise_original_map_exception = True  # ours, so that exit codes hold
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # we say it ourselves
+    dataset = ray.data.read_datasource(
+        ShardSource(run_at, todo), override_num_blocks=len(todo), num_cpus=READ_CPUS)
+    scored = dataset.map_batches(
+        ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+        compute=ActorPoolStrategy(size=scorers), num_cpus=1, fn_constructor_args=(run_at,))
+    written = scored.map_batches(
+        WriteTask(run_at), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+        num_cpus=READ_CPUS)
+    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
+                                      prefetch_batches=0):
+        for row in batch.to_pylist():
+            yield row["rows"], row["rejected"]
 
 
 class ShardSource(Datasource):

@@ -7,6 +7,7 @@ protocol above is built on; it works alike on a local disk and on S3.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
-from igd.errors import ConfigError, StorageError
+from igd.errors import ConfigError, ObjectMissingError, StorageError
 from igd.storage import local, s3
 from igd.storage.entry import Entry
 
 __all__ = ["Entry", "canonical", "delete", "delta_location", "exists_dir", "is_local", "join",
            "list_dirs", "list_objects", "local_path", "put_if_absent", "read_bytes",
            "read_range", "stat", "train_location", "write_bytes"]
+
+CREATE_ATTEMPTS = 4
 
 
 def is_local(uri: str) -> bool:
@@ -38,7 +41,7 @@ def join(uri: str, *parts: str) -> str:
     """Appends path segments to a URI or a local path."""
     if uri.startswith("file://"):
         parts = tuple(quote(os.fsencode(part)) for part in parts)
-    return posixpath.join(uri.rstrip("/") or "/", *parts)
+    return posixpath.join(uri if uri.endswith("/") else uri + "/", *parts)
 
 
 def local_path(uri: str) -> str:
@@ -73,7 +76,7 @@ def list_objects(uri: str) -> Iterator[Entry]:
     """Everything below a directory or prefix, recursively, in a stable order.
 
     Links to directories are not followed; a link to a file is that file. What is neither a
-    file nor a directory is listed with a `problem`, never opened.
+    file nor a directory, and a directory that may not be read, is listed with a `problem`.
     """
     entries: Iterator[Entry] = _backend(uri).list_objects(uri)
     return entries
@@ -112,7 +115,12 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 
     A reply that got lost is no trap: where the object holds these very bytes it is ours.
     """
-    return bool(_backend(uri).create(uri, data)) or read_bytes(uri) == data
+    for _ in range(CREATE_ATTEMPTS):
+        if _backend(uri).create(uri, data):
+            return True
+        with contextlib.suppress(ObjectMissingError):  # removed meanwhile, or a 409 of S3
+            return read_bytes(uri) == data
+    raise StorageError(f"{uri}: can neither be created nor read; is it a directory?")
 
 
 def delete(uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as stat_module
 import uuid
@@ -48,7 +49,7 @@ def list_dirs(uri: str) -> list[str]:
     try:
         with os.scandir(path_of(uri)) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise _error(error, uri) from error
@@ -57,18 +58,17 @@ def list_dirs(uri: str) -> list[str]:
 def list_objects(uri: str) -> Iterator[Entry]:
     if not os.path.isdir(path_of(uri)):
         return iter(())
-    return _walk(path_of(uri), "")
+    return _walk(path_of(uri))
 
 
 def read(uri: str, span: tuple[int, int] | None, version: str | None) -> bytes:
     try:
-        with open(path_of(uri), "rb") as file:
-            if version is not None and version != _version(os.fstat(file.fileno())):
-                raise ObjectChangedError(f"{uri} changed since it was listed")
-            if span is None:
-                return file.read()
-            file.seek(span[0])
-            return file.read(span[1] - span[0])
+        with open(path_of(uri), "rb", opener=_open_at_once) as file:
+            _check_version(file.fileno(), version, uri)
+            file.seek(span[0] if span else 0)
+            data = file.read(span[1] - span[0] if span else -1)
+            _check_version(file.fileno(), version, uri)  # it may be rewritten while it is read
+            return data
     except OSError as error:
         raise _error(error, uri) from error
 
@@ -78,8 +78,10 @@ def write_bytes(uri: str, data: bytes) -> None:
     temporary = _write_temporary(path, data)
     try:
         os.replace(temporary, path)
+        _sync_directory(path)
     except OSError as error:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise _error(error, uri) from error
 
 
@@ -88,6 +90,7 @@ def create(uri: str, data: bytes) -> bool:
     temporary = _write_temporary(path, data)
     try:
         os.link(temporary, path)
+        _sync_directory(path)
     except FileExistsError:
         return False
     except OSError as error:
@@ -100,7 +103,7 @@ def create(uri: str, data: bytes) -> bool:
 def delete(uri: str) -> None:
     try:
         os.unlink(path_of(uri))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
         raise _error(error, uri) from error
@@ -118,6 +121,16 @@ def _version(info: os.stat_result) -> str:
     return f"{info.st_size}-{info.st_mtime_ns}"
 
 
+def _check_version(fileno: int, version: str | None, uri: str) -> None:
+    if version is not None and version != _version(os.fstat(fileno)):
+        raise ObjectChangedError(f"{uri} changed since it was listed")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens without waiting for the writer of a FIFO that took a file's place."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _entry(path: str, key: str, info: os.stat_result) -> Entry:
     problem: Literal["not_regular", "denied"] | None = None
     if not stat_module.S_ISREG(info.st_mode):
@@ -127,24 +140,44 @@ def _entry(path: str, key: str, info: os.stat_result) -> Entry:
     return Entry(canonical(path), key, info.st_size, _version(info), problem)
 
 
-def _walk(path: str, key: str) -> Iterator[Entry]:
+def _walk(top: str) -> Iterator[Entry]:
+    """Depth first, on a stack of its own: a dump may nest deeper than Python recurses."""
     try:
-        with os.scandir(path) as found:
-            entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+        pending = _children(top, "")
     except OSError as error:
-        raise _error(error, path) from error
-    for entry in entries:
-        below = f"{key}/{entry.name}" if key else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, below)
-            continue
-        if entry.is_symlink() and os.path.isdir(entry.path):
-            continue
+        raise _error(error, top) from error
+    while pending:
+        found, key = pending.pop()
         try:
-            info = entry.stat()
-        except OSError:  # a dangling link
-            info = entry.stat(follow_symlinks=False)
-        yield _entry(entry.path, below, info)
+            if found.is_dir(follow_symlinks=False):
+                pending += _children(found.path, key + "/")
+                continue
+            entry = _entry(found.path, key, _info(found))
+        except FileNotFoundError:  # removed since its directory was read
+            continue
+        except PermissionError:
+            entry = Entry(canonical(found.path), key, 0, "", "denied")
+        except OSError as error:
+            raise _error(error, found.path) from error
+        yield entry
+
+
+def _children(path: str, prefix: str) -> list[tuple[os.DirEntry[str], str]]:
+    """What a directory holds, each with its key, the first one last."""
+    with os.scandir(path) as found:
+        entries = sorted(found, key=lambda entry: os.fsencode(entry.name), reverse=True)
+    return [(entry, prefix + entry.name) for entry in entries]
+
+
+def _info(found: os.DirEntry[str]) -> os.stat_result:
+    """Of a file, or of what a link to a file leads to; else of the link itself."""
+    try:
+        info = found.stat()
+    except PermissionError:
+        raise
+    except OSError:  # a dangling link, or a loop
+        return found.stat(follow_symlinks=False)
+    return found.stat(follow_symlinks=False) if stat_module.S_ISDIR(info.st_mode) else info
 
 
 def _write_temporary(path: str, data: bytes) -> str:
@@ -164,9 +197,18 @@ def _write_temporary(path: str, data: bytes) -> str:
     return temporary
 
 
+def _sync_directory(path: str) -> None:
+    """Makes a new name outlive a power cut."""
+    handle = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _error(error: OSError, uri: str) -> StorageError:
     message = f"{path_of(uri)}: {error.strerror or error}"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return ObjectMissingError(message)
     if isinstance(error, PermissionError):
         return ObjectDeniedError(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
@@ -30,9 +31,12 @@ from igd.errors import (
 from igd.storage.entry import Entry
 
 CONNECT_TIMEOUT_S = 5
-REQUEST_TIMEOUT_S = 60
+REQUEST_TIMEOUT_S = 45
 RETRY_TIMEOUT_S = 60
-MAX_RETRIES = 8
+"""A call outlives an outage this long; one that fails for good says so within two minutes."""
+MAX_RETRIES = 1000
+"""So many that time alone ends them: refused connections use up eight in a second."""
+MAX_BACKOFF_S = 5
 CREDENTIAL_LIFE = timedelta(minutes=10)
 
 T = TypeVar("T")
@@ -63,7 +67,7 @@ def stat(uri: str) -> Entry | None:
 
 
 def exists_dir(uri: str) -> bool:
-    return next(list_objects(uri), None) is not None
+    return next(_listing(uri), None) is not None
 
 
 def list_dirs(uri: str) -> list[str]:
@@ -74,13 +78,12 @@ def list_dirs(uri: str) -> list[str]:
 
 def list_objects(uri: str) -> Iterator[Entry]:
     bucket, key = split(uri)
-    store = _bucket(bucket)
     prefix = key + "/" if key else ""
-    pages = iter(obstore.list(store, prefix or None, chunk_size=1000))
-    while page := _call(uri, lambda: next(pages, None)):
-        for meta in page:
-            yield Entry(f"s3://{bucket}/{meta['path']}", meta["path"][len(prefix):],
-                        meta["size"], _version(meta))
+    for meta in _listing(uri):
+        entry = Entry(f"s3://{bucket}/{meta['path']}", meta["path"][len(prefix):],
+                      meta["size"], _version(meta))
+        if entry.size > 0 or (entry.key and stat(entry.uri) is not None):
+            yield entry  # else a folder marker: "name/", which the client lists as "name"
 
 
 def read(uri: str, span: tuple[int, int] | None, version: str | None) -> bytes:
@@ -125,6 +128,9 @@ def delta_location(uri: str) -> tuple[str, dict[str, str]]:
         "conditional_put": "etag",
         "timeout": f"{REQUEST_TIMEOUT_S}s",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "max_retries": str(MAX_RETRIES),
+        "retry_timeout": f"{RETRY_TIMEOUT_S}s",
+        "backoff_config.max_backoff": f"{MAX_BACKOFF_S}s",
     }
     if settings["token"]:
         options["AWS_SESSION_TOKEN"] = settings["token"]
@@ -143,9 +149,18 @@ def train_location(uri: str) -> tuple[str, Any]:
 
 
 def _version(meta: Any) -> str:
-    """The version id or etag; size and time where a server gives neither."""
-    return str(meta.get("version") or (meta.get("e_tag") or "").strip('"')
-               or f"{meta['size']}-{meta['last_modified'].isoformat()}")
+    """The etag; not the version id, which listings lack and If-Match does not know."""
+    if not meta.get("e_tag"):
+        raise StorageError(f"{meta['path']}: the endpoint gives no etag, which tells versions "
+                           "of an object apart")
+    return str(meta["e_tag"]).strip('"')
+
+
+def _listing(uri: str) -> Iterator[Any]:
+    bucket, key = split(uri)
+    pages = iter(obstore.list(_bucket(bucket), key + "/" if key else None, chunk_size=1000))
+    while (page := _call(uri, lambda: next(pages, None))) is not None:
+        yield from page
 
 
 def _store(uri: str) -> tuple[S3Store, str]:
@@ -164,6 +179,7 @@ def _bucket(bucket: str) -> S3Store:
                         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
                         "allow_http": settings["endpoint"].startswith("http://")},
         retry_config={"max_retries": MAX_RETRIES,
+                      "backoff": {"max_backoff": timedelta(seconds=MAX_BACKOFF_S)},
                       "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)},
         **where)
 
@@ -212,14 +228,17 @@ def _raise(error: Exception, uri: str) -> NoReturn:
     if isinstance(error, StorageError):
         raise error
     where = f"endpoint {_settings()['endpoint'] or 'AWS'}"
+    said = str(error).strip() or repr(error)
+    if "<Code>NoSuchBucket</Code>" in said:
+        raise ObjectMissingError(f"{uri}: there is no such bucket ({where})") from error
     if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
         raise ObjectMissingError(f"{uri}: not found ({where})") from error
     if isinstance(error, obstore_errors.PreconditionError):
         raise ObjectChangedError(f"{uri} changed since it was listed") from error
     if isinstance(error, (obstore_errors.PermissionDeniedError,
-                          obstore_errors.UnauthenticatedError, PermissionError)):
+                          obstore_errors.UnauthenticatedError, PermissionError)) or (
+            re.search(r"status code: 40[13]\b", said)):  # a listing's refusal has no class
         raise ObjectDeniedError(f"{uri}: access denied ({where}); check the credentials and "
                                 "the bucket's policy") from error
-    first_line = (str(error).strip() or repr(error)).splitlines()[0][:300]
-    raise StorageError(f"{uri}: {first_line} ({where}); check that the endpoint is reachable "
-                       "and the bucket exists") from error
+    raise StorageError(f"{uri}: {said.splitlines()[0][:300]} ({where}); check that the endpoint is "
+                       "reachable and the bucket exists") from error

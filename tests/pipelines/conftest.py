@@ -21,11 +21,10 @@ BROKEN = {"weave/empty.png": b"", "weave/page.png": b"<html>gone</html>",
 
 
 @pytest.fixture(scope="session")
-def contents(tiny_data: str) -> dict[str, bytes]:
+def contents(tiny_data: Path) -> dict[str, bytes]:
     """Names and bytes of a dump: 24 good images of two categories and four that are rejected."""
-    root = Path(tiny_data)
-    images = {str(path.relative_to(root)): path.read_bytes()
-              for path in sorted(root.glob("*/test/*/*.png"))}
+    images = {str(path.relative_to(tiny_data)): path.read_bytes()
+              for path in sorted(tiny_data.glob("*/test/*/*.png"))}
     return {**images, **BROKEN}
 
 
@@ -59,10 +58,10 @@ def as_tar(contents: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def asked(tiny_models: str, tmp_path: Path) -> Callable[..., Request]:
+def asked(tiny_models: Path, tmp_path: Path) -> Callable[..., Request]:
     """A request for some sources, with the tiny models."""
     def ask(*sources: str, **changes: Any) -> Request:
-        settings = {"models": tiny_models, "out": str(tmp_path / "out"),
+        settings = {"models": str(tiny_models), "out": str(tmp_path / "out"),
                     "date": date(2026, 1, 2), "routing": Routing(pattern="{category}/*"),
                     **changes}
         return request(sources, **settings)
@@ -70,7 +69,7 @@ def asked(tiny_models: str, tmp_path: Path) -> Callable[..., Request]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Resources]:
-    """One Ray cluster for the whole suite."""
+def cluster(seaweedfs: str) -> Iterator[Resources]:
+    """One Ray cluster for the whole suite; its workers inherit the S3 server's settings."""
     with connected("local") as resources:
         yield resources

@@ -67,7 +67,7 @@ def test_a_promoted_model_makes_a_difference(asked, dump, tiny_models, tmp_path)
     plan = make_plan(run)
     plan["bundles"]["weave"]["version"] = "another"
     assert not unchanged(run, plan)
-    assert registry.production_version(tiny_models, "weave") != "another"
+    assert registry.production_version(str(tiny_models), "weave") != "another"
 
 
 def test_nothing_is_written_for_a_request_that_cannot_be_met(asked, dump, tmp_path) -> None:

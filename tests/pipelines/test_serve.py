@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,7 +18,7 @@ from igd.serve.endpoint import EndpointConfig
 
 @pytest.mark.timeout(180)
 def test_python_batch_and_endpoint_give_equal_bits(cluster, asked, tiny_data, tiny_models) -> None:
-    folder = Path(tiny_data) / "weave" / "test"
+    folder = tiny_data / "weave" / "test"
     wanted = asked(str(folder), routing=Routing(category="weave"))
     score(wanted)
     batch = {row["sha256"]: row for row in
@@ -28,7 +27,7 @@ def test_python_batch_and_endpoint_give_equal_bits(cluster, asked, tiny_data, ti
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with running(EndpointConfig(models=tiny_models), host="127.0.0.1", port=port) as url:
+    with running(EndpointConfig(models=str(tiny_models)), host="127.0.0.1", port=port) as url:
         assert httpx.get(f"{url}/v1/categories").json() == {"categories": ["washer", "weave"]}
         paths = sorted(folder.rglob("*.png"))
         for path in paths:

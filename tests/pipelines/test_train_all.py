@@ -21,7 +21,7 @@ def data(tiny_data, tmp_path) -> Path:
     """Three categories: a good one, one with three images, one with a damaged file."""
     root = tmp_path / "data"
     for name in ("weave", "few", "damaged"):
-        shutil.copytree(Path(tiny_data) / "weave" / "train", root / name / "train")
+        shutil.copytree(tiny_data / "weave" / "train", root / name / "train")
     for path in sorted((root / "few").rglob("*.png"))[3:]:
         path.unlink()
     for path in sorted((root / "damaged").rglob("*.png"))[:4]:
