@@ -61,13 +61,10 @@ def main() -> NoReturn:
     """Runs the command line and exits with its code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(standalone_mode=False)
-        code = 0
+        code = app(standalone_mode=False) or 0  # an exit code, where a command raised Exit
     except IgdError as error:
         _say(f"igd-ray: {error}")
         code = error.exit_code
-    except typer.Exit as done:
-        code = done.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _say("igd-ray: interrupted; run the same command again to go on")
         code = 130

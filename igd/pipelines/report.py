@@ -34,6 +34,7 @@ def report(out: str, date: Date, target: str | None = None) -> str:
         DataError: nothing is published for the date.
     """
     target = target or storage.join(out, "reports", f"{date.isoformat()}.html")
+    out = storage.canonical(out)
     found = _Found(out)
     html = render_run_report(
         out, date, normals=found.normals,

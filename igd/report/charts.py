@@ -44,7 +44,7 @@ def score_histogram(scores: NDArray[np.float64], normals: NDArray[np.float64] | 
     low, high = _limits(scores if normals is None else np.concatenate([scores, normals]), lines)
     edges = np.linspace(low, high, BINS + 1)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "igd", "font.size": 9}):
-        figure = Figure(figsize=(5.2, 2.3), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.2), layout="constrained")
         axes = figure.add_subplot()
         axes.stairs(_share(scores, edges), edges, fill=True, color=_RUN)
         if normals is not None:

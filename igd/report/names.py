@@ -10,7 +10,8 @@ import unicodedata
 from typing import Any
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_TAIL = 72
+_TAIL = 56
+_INSIDE = " \N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} "
 
 
 def visible(text: str) -> str:
@@ -27,12 +28,13 @@ def tail(text: str, length: int = _TAIL) -> str:
 
 def full_name(row: dict[str, Any]) -> str:
     """Where an image is: its URI, and its name inside an archive."""
-    return visible(f"{row['source_uri']} › {row['member']}" if row["member"]
-                   else row["source_uri"])
+    inside = _INSIDE + row["member"] if row["member"] else ""
+    return visible(row["source_uri"] + inside)
 
 
 def short_name(row: dict[str, Any]) -> str:
-    """The end of the URI (an archive's file name, else file and folder) and the member."""
+    """The end of the URI: an archive and the end of the member's name, or folder and file."""
     parts = row["source_uri"].rsplit("/", 2)
-    name = f"{parts[-1]} › {row['member']}" if row["member"] else "/".join(parts[-2:])
-    return tail(visible(name))
+    if not row["member"]:
+        return tail(visible("/".join(parts[-2:])))
+    return tail(visible(parts[-1]), _TAIL // 3) + _INSIDE + tail(visible(row["member"]))

@@ -28,7 +28,7 @@ from igd.report.summary import Row
 
 _BLANK = 208
 """Grey under a heatmap whose image is gone."""
-_NARROWEST, _WIDEST = 0.5, 2.5
+_NARROWEST, _WIDEST = 0.7, 2.5
 """Limits of a picture's width / height on the page."""
 
 
@@ -80,7 +80,7 @@ class Tile:
         view: the drawing's coordinate system over the picture, or None.
         aspect: width / height to show it at.
         seen: share of the source's pixels that the model saw.
-        note: what is missing, in words.
+        problem: why the image is gone, if it is.
     """
 
     row: Row
@@ -91,7 +91,7 @@ class Tile:
     view: str | None
     aspect: float
     seen: float
-    note: str | None
+    problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +134,13 @@ class Gallery:
                 (*heatmap_HW.shape, 3), _BLANK, np.uint8)
             png = self._pictures.overlay(under_HWC, heatmap_HW, lo=scale.lo, hi=scale.hi)
             overlaid = _data_uri(Image.open(io.BytesIO(png)))
-        width, height = _extent(original, row)
+        width, height = _extent(original)
         return Tile(
             row=row, name=short_name(row), full_name=full_name(row), heatmap=overlaid,
             image=None if pixels_HWC is None else _data_uri(Image.fromarray(pixels_HWC)),
             view=_view(original), aspect=min(max(width / height, _NARROWEST), _WIDEST),
-            seen=min(1.0, width * height / ((row["width"] or 1) * (row["height"] or 1))),
-            note=_note(original, heatmap_HW is not None))
+            seen=1.0 if original.box is None else width * height / (row["width"] * row["height"]),
+            problem=original.problem or "not found")
 
     def _read_heatmaps(self, out: str, date: Date, rows: Sequence[Row]
                        ) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -170,11 +170,9 @@ class Gallery:
         return False
 
 
-def _extent(original: Original, row: Row) -> tuple[int, int]:
-    """Width and height in source pixels of what a picture shows."""
-    if original.box is None:
-        return row["width"] or 1, row["height"] or 1
-    x0, y0, x1, y1 = original.box
+def _extent(original: Original) -> tuple[int, int]:
+    """Width and height of what a picture shows, in source pixels; a square where unknown."""
+    x0, y0, x1, y1 = original.box or (0, 0, 1, 1)
     return x1 - x0, y1 - y0
 
 
@@ -183,13 +181,6 @@ def _view(original: Original) -> str | None:
         return None
     x0, y0, x1, y1 = original.box
     return f"{x0} {y0} {x1 - x0} {y1 - y0}"
-
-
-def _note(original: Original, has_heatmap: bool) -> str | None:
-    if original.pixels_HWC is not None:
-        return None if has_heatmap else "no heatmap kept"
-    gone = f"image gone ({original.problem})" if original.problem else "image gone"
-    return f"{gone}, heatmap alone" if has_heatmap else f"{gone}, no heatmap kept"
 
 
 def _data_uri(image: Image.Image) -> Markup:

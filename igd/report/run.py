@@ -89,7 +89,7 @@ def render_run_report(out: str, date: Date, *, pictures: Pictures, normals: Find
                          normals(model.run_id, model.category, model.version))
                 for model in models]
     return _environment().get_template("run.html.j2").render(
-        out=out, tables_at=out.rstrip("/"), date=date, version=__version__, summary=summary, sections=sections,
+        out=out.rstrip("/"), date=date, version=__version__, summary=summary, sections=sections,
         rejects_only=sorted(set(summary.rejected) - {model.category for model in models}),
         presets={model.preset: PRESETS.get(model.preset, "") for model in models},
         totals=_totals(summary), most_sources=MOST_SOURCES)
@@ -103,12 +103,12 @@ def _chosen(model: ModelSummary, share: int) -> tuple[list[Row], list[Row]]:
 
 def _section(model: ModelSummary, highest: list[Row], lowest: list[Row], gallery: Gallery,
              normals: Normals | None) -> ModelSection:
-    scale = gallery.scale([*highest, *lowest],
-                          None if normals is None else float(np.median(normals.heatmap_peaks)))
+    known = normals.scores if normals is not None else None
+    peak = float(np.median(normals.heatmap_peaks)) if normals is not None else None
+    scale = gallery.scale([*highest, *lowest], peak)
     return ModelSection(
-        model=model, scale=scale,
-        histogram=score_histogram(model.scores, normals and normals.scores, model.thresholds),
-        normals=None if normals is None else len(normals.scores),
+        model=model, scale=scale, normals=None if known is None else len(known),
+        histogram=score_histogram(model.scores, known, model.thresholds),
         chance=min(model.alphas) * model.scored if len(model.alphas) == 1 else None,
         highest=[gallery.tile(row, scale) for row in highest],
         lowest=[gallery.tile(row, scale) for row in lowest])

@@ -20,7 +20,7 @@ from igd.records import SourceStatus, Status
 
 Row = dict[str, Any]
 
-CONTRAST = 4
+CONTRAST = 3
 """Most normal images kept of a model, to compare the highest with."""
 REJECTS_PER_REASON = 20
 _TERMS = ("global_gsvdd_distance", "local_gsvdd_distance", "dense_distance")

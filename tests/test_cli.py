@@ -1,0 +1,165 @@
+"""The command line: help, bad input, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from igd import cli
+from igd.storage import s3
+
+COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show", "score",
+            "verify", "report", "serve", "demo"]
+
+
+def run(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "igd.cli", *map(str, words)], text=True,
+                          capture_output=True, timeout=timeout_s)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command) -> None:
+    said = run(*command.split(), "--help")
+    assert said.returncode == 0
+    assert f"Example: igd-ray {command}" in " ".join(said.stdout.split())
+
+
+def test_the_contract_of_options_holds() -> None:
+    """Options that later versions may add to and never rename."""
+    promised = {
+        "train": "--models --preset --set", "train-all": "--models --categories --preset --set",
+        "evaluate": "--models --categories --json", "models list": "--models",
+        "models show": "--models",
+        "score": "--models --out --date --category --category-from --heatmaps --fpr --json",
+        "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
+    }
+    for command, options in promised.items():
+        said = run(*command.split(), "--help").stdout
+        missing = [option for option in options.split() if not re.search(rf"{option}\b", said)]
+        assert not missing, (command, missing)
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys) -> Callable[..., str]:
+    """Runs a command in this process that must fail with a code, one line and no traceback."""
+    def run_here(code: int, *words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["igd-ray", *map(str, words)])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = capsys.readouterr().err
+        assert stopped.value.code == code, said
+        line, = said.strip().splitlines()
+        assert line.startswith("igd-ray: "), said
+        return line
+    return run_here
+
+
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(
+        tiny_data, tiny_models, tmp_path, fails) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(tiny_data / "weave" / "train", few / "weave" / "train")
+    for path in sorted(few.rglob("*.png"))[3:]:
+        path.unlink()
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("mine")
+    to, out, dump = ["--models", tmp_path / "new"], tmp_path / "out", tiny_data / "weave" / "test"
+    score = ["score", dump, "--date", "2026-01-02", "--models", tiny_models]
+    cases = {
+        "no category 'screw'": ["train", "screw", tiny_data, *to],
+        "no folder": ["train-all", tmp_path / "missing", *to],
+        "has 3 normal images": ["train", "weave", few, *to],
+        "unknown config key train.epoch ": ["train", "weave", tiny_data, *to, "--set",
+                                            "train.epoch=1"],
+        "unknown preset 'quick'": ["train", "weave", tiny_data, *to, "--preset", "quick"],
+        "there are: washer, weave": [*score, "--category", "screw", "--out", out],
+        "no models": ["models", "list", "--models", tmp_path / "new"],
+        "holds something else": [*score, "--category", "weave", "--out", thesis],
+        "--category NAME or --category-from": [*score, "--out", out],
+        "expected {category} once": [*score, "--category-from", "*/x", "--out", out],
+        "expected a rate": [*score, "--category", "weave", "--out", out, "--fpr", "7"],
+        "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "yesterday"],
+        "nothing is published": ["verify", "--out", out, "--date", "2026-01-02"],
+        "not found": ["score", tmp_path / "gone.tar", "--date", "2026-01-02", "--models",
+                      tiny_models, "--category", "weave", "--out", out],
+        "loopback only": ["serve", "--models", tiny_models, "--host", "0.0.0.0"],
+        "unknown scheme": ["models", "list", "--models", "ftp://somewhere/models"],
+    }
+    for expected, words in cases.items():
+        assert expected in fails(2, *words), words
+    assert not out.exists() and not (tmp_path / "new").exists()
+    assert [path.name for path in thesis.iterdir()] == ["chapter.txt"]
+
+
+def test_a_usage_error_exits_2() -> None:
+    for words in (["score"], ["nope"], ["train", "a", "b", "--models"]):
+        assert run(*words).returncode == 2
+
+
+def test_storage_out_of_reach_exits_5_and_names_the_endpoint(tiny_models, tmp_path, fails,
+                                                             monkeypatch) -> None:
+    monkeypatch.setattr(s3, "RETRY_TIMEOUT_S", 1)
+    monkeypatch.setattr(s3, "MAX_RETRIES", 1)
+    s3._bucket.cache_clear()
+    s3._session.cache_clear()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    line = fails(5, "score", "s3://nowhere/dump.tar", "--models", tiny_models, "--category",
+                 "weave", "--out", tmp_path / "out", "--date", "2026-01-02")
+    s3._session.cache_clear()
+    assert "http://127.0.0.1:9" in line
+
+
+def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> None:
+    file = tmp_path / "result.json"
+    said = run("evaluate", tiny_data, "--models", tiny_models, "--json", file)
+    assert said.returncode == 0, said.stderr
+    result = json.loads(file.read_text())
+    assert set(result["categories"]) == {"weave", "washer"}
+    for name, numbers in result["categories"].items():
+        assert 0.5 < numbers["image_auroc"] <= 1 and 0.5 < numbers["pixel_auroc"] <= 1, name
+        assert numbers["preset"] == "fast"
+        assert f"{numbers['image_auroc']:.4f}" in said.stdout
+    assert "commit" in result
+
+
+def test_models_show_what_a_model_is(tiny_models) -> None:
+    listed = run("models", "list", "--models", tiny_models).stdout
+    assert re.search(r"^\* weave +\S+ +fast +24 +0\.0400$", listed, re.M), listed
+    shown = json.loads(run("models", "show", "weave", "--models", tiny_models).stdout)
+    assert shown["config"]["preset"] == "fast"
+    assert shown["thresholds_at_fpr"]["0.01"]["supported"] is False
+    assert shown["thresholds_at_fpr"]["0.01"]["alpha"] == pytest.approx(1 / 25)
+
+
+def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
+    where = ["--out", tmp_path / "out", "--date", "2026-01-02"]
+    file = tmp_path / "summary.json"
+    dump = tmp_path / "dump"
+    shutil.copytree(tiny_data / "weave" / "test", dump)
+    (dump / "broken.png").write_bytes(b"\x89PNG")
+    words = ["score", dump, "--models", tiny_models, "--category", "weave", *where, "--json",
+             file]
+    said = run(*words, timeout_s=120)
+    assert said.returncode == 3, said.stderr  # one of 13 rejected, more than 1%
+    summary = json.loads(file.read_text())
+    assert summary["state"] == "published"
+    assert (summary["planned"], summary["scored"]) == (13, 12)
+    assert summary["rejected"] == {"not_image": 1}
+    assert summary["seconds"] > 0 and summary["images_per_s"] > 0
+    assert "13/13 images" in said.stderr and "rejected 1: not_image" in said.stdout
+    assert "already published" in run(*words).stdout
+    assert run("verify", *where).returncode == 0
+    page = run("report", *where)
+    assert page.returncode == 0, page.stderr
+    assert "broken.png" in Path(page.stdout.split()[-1].removeprefix("file://")).read_text()
