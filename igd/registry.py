@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
@@ -135,7 +136,7 @@ def load_bundle(models_uri: str, category: str, version: str | None = None) -> B
     model = build_model(config)
     _load_weights(model, weights, at)
     return Bundle(category=category, version=version, config=config, model=model.eval(),
-                  calibration=pq.read_table(pa.BufferReader(table)).cast(CALIBRATION),
+                  calibration=_calibration(table, at),
                   training=document["training"], created_at=document["created_at"],
                   code_version=document["code_version"], sha256=hashlib.sha256(raw).hexdigest())
 
@@ -194,7 +195,8 @@ def promote(models_uri: str, category: str, version: str) -> int:
     Two at once both succeed, one after the other; nothing is overwritten.
     """
     check_name(category, "category")
-    record = _json({"version": check_name(version, "model version"), "at": datetime.now(UTC).isoformat()})
+    check_name(version, "model version")
+    record = _json({"version": version, "at": datetime.now(UTC).isoformat()})
     sequence = max(_sequence(models_uri, category), default=0) + 1
     while not storage.put_if_absent(
             storage.join(models_uri, category, PRODUCTION, f"{sequence:08d}.json"), record):
@@ -241,6 +243,19 @@ def _parse(raw: bytes, at: str) -> dict[str, Any]:
         raise ModelError(f"{at}/bundle.json has schema version {document['schema_version']!r}: "
                          f"expected {BUNDLE_SCHEMA}; train the category again")
     return dict(document)
+
+
+def _calibration(data: bytes, at: str) -> pa.Table:
+    where = f"{at}/calibration.parquet"
+    try:
+        rows = pq.read_table(pa.BufferReader(data)).cast(CALIBRATION)
+    except (pa.ArrowException, ValueError) as error:
+        raise ModelError(f"{where} is not a calibration table: {error}") from error
+    for name in ("score", "heatmap_max"):
+        if not len(rows) or not bool(pc.all(pc.is_finite(rows[name])).as_py()):
+            raise ModelError(f"{where}: {name} is empty or holds NaN or infinity; train the "
+                             "category again")
+    return rows
 
 
 def _load_weights(model: nn.Module, data: bytes, at: str) -> None:

@@ -22,6 +22,7 @@ from igd import storage
 from igd.config import preset_config
 from igd.data.synthetic import generate
 from igd.pipelines.category import CategoryTask, train_category
+from igd.score.scorer import pinned_threads
 from igd.storage import s3
 
 BUCKET = "test"
@@ -84,6 +85,13 @@ def tiny_models(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         train_category(CategoryTask(data=str(tiny_data), category=category, models=str(root),
                                     config=config))
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As in training; two threads are many times slower on a busy machine."""
+    with pinned_threads(1):
+        yield
 
 
 def forget_s3_clients() -> None:

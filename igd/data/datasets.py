@@ -7,7 +7,8 @@
     DATA/bottle/test/scratch/000.png          defective test images
     DATA/bottle/ground_truth/scratch/000_mask.png
 
-A plain folder holds its normals in `DATA/bottle/` or `DATA/bottle/good/` and has no test images.
+A plain folder holds nothing but normals, in sub-folders or not; where it has a folder `good`,
+they are in there.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def categories(data_uri: str) -> list[str]:
     if any(parts[:-1] == ("train", "good") for parts in paths):
         raise DataError(f"{data_uri} is one category (it has train/good); expected the folder "
                         "that holds the category folders; give its parent")
-    found = {parts[0] for parts in paths if len(parts) > 1 and _is_normal(parts[1:])}
+    found = {parts[0] for parts in paths if _may_be_normal(parts[1:])}
     names = sorted(name for name in found if NAME_PATTERN.fullmatch(name))
     if not names:
         bad = next(iter(sorted(found)), None)
@@ -123,9 +124,12 @@ def normal_images(data_uri: str, category: str) -> list[ImageRef]:
     if not exists_dir(root):
         raise DataError(f"no folder {root}; {_LAYOUT}; check the category's name")
     entries = _listing(root)
-    # A tree with train/good is MVTec AD: images elsewhere in it are no training images.
-    refs = [_ref(e) for e in entries if _parts(e)[:-1] == ("train", "good")]
-    refs = refs or [_ref(e) for e in entries if _is_normal(_parts(e))]
+    for folder in (("train", "good"), ("good",)):
+        # Where such a folder is, images elsewhere are no training images.
+        inside = [_ref(e) for e in entries if _parts(e)[:len(folder)] == folder]
+        if inside:
+            return inside
+    refs = [_ref(e) for e in entries if _may_be_normal(_parts(e))]
     if not refs:
         raise DataError(f"no image in {root}; {_LAYOUT}, file names ending in "
                         f"{' '.join(EXTENSIONS)}")
@@ -233,8 +237,9 @@ def _parts(entry: Entry) -> tuple[str, ...]:
     return tuple(entry.key.split("/"))
 
 
-def _is_normal(parts: tuple[str, ...]) -> bool:
-    return len(parts) == 1 or parts[:-1] in {("train", "good"), ("good",)}
+def _may_be_normal(parts: tuple[str, ...]) -> bool:
+    """Whether a path below a category may be a normal's: in no folder of test images."""
+    return bool(parts) and (len(parts) == 1 or parts[0] not in ("test", "ground_truth"))
 
 
 def _ref(entry: Entry) -> ImageRef:

@@ -141,11 +141,16 @@ class DenseGaussian(nn.Module):
         return mixed
 
     def heatmap(self, grid_NP: Tensor) -> Tensor:
-        """The grid of distances brought to the input's size and smoothed, (N, S, S)."""
+        """The grid of distances brought to the input's size and smoothed, (N, S, S).
+
+        One image at a time, so that nothing depends on batch-mates.
+        """
         side, size = self.config.image.size // 16, self.config.image.size
         grid_N1HW = grid_NP.reshape(-1, 1, side, side).float()
-        up = F.interpolate(grid_N1HW, (size, size), mode="bilinear", align_corners=False)
-        return _smooth(up, self.config.dense.smoothing_px)[:, 0]
+        maps = [_smooth(F.interpolate(grid_1HW[None], (size, size), mode="bilinear",
+                                      align_corners=False), self.config.dense.smoothing_px)[0]
+                for grid_1HW in grid_N1HW]
+        return torch.cat(maps)
 
     def forward(self, image_NCHW: Tensor) -> Scored:
         """Scores uint8 RGB images (N, 3, S, S), each on its own."""

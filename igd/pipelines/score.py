@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -52,10 +51,11 @@ class Progress:
 
 @dataclass(kw_only=True)
 class Clock:
-    """Seconds by stage."""
+    """Seconds by stage, and the rate of scoring once the pool was warm."""
 
     began: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=dict)
+    steady_images_per_s: float | None = None
 
     def lap(self, stage: str) -> None:
         so_far = sum(self.stages.values())
@@ -91,7 +91,7 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     records = read_records(run.at())
     todo = [n for n in range(plan["shards"]) if n not in records]
     if todo and not already:
-        _score_shards(run, plan, todo, records, ray_address, report)
+        _score_shards(run, plan, todo, records, ray_address, report, clock)
         records = read_records(run.at())
     clock.lap("score")
     report(Progress(stage="audit", done=0, total=plan["members"]))
@@ -124,15 +124,19 @@ def _find_or_plan(wanted: Request, shard_members: int,
 
 
 def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict[int, Any],
-                  ray_address: str | None, report: Report) -> None:
+                  ray_address: str | None, report: Report, clock: Clock) -> None:
     """Ray Data: a read task per shard, a pool of scorers, a writer; shards finish in any order."""
     done = sum(record["rows"] for record in records.values())
     rejected = sum(sum(record["rejected"].values()) for record in records.values())
     report(Progress(stage="score", done=done, total=plan["members"], rejected=rejected))
     try:
         with connected(ray_address) as resources:
-            for rows, bad in _stream(run.at(), todo, min(resources.scorers, len(todo))):
+            scorers = min(resources.scorers, len(todo))
+            arrivals: list[tuple[float, int]] = []
+            for rows, bad in _stream(run.at(), todo, scorers):
                 done, rejected = done + rows, rejected + bad
+                arrivals.append((time.monotonic(), rows))
+                clock.steady_images_per_s = _steady_rate(arrivals, scorers)
                 report(Progress(stage="score", done=done, total=plan["members"],
                                 rejected=rejected))
     except RayError as error:
@@ -209,6 +213,14 @@ class WriteTask:
             "rejected": sum(record["rejected"].values())}], schema=RECORD)
 
 
+def _steady_rate(arrivals: list[tuple[float, int]], scorers: int) -> float | None:
+    """Images per second after every scorer of the pool has finished its first shard."""
+    if len(arrivals) <= scorers:
+        return None
+    seconds = arrivals[-1][0] - arrivals[scorers - 1][0]
+    return round(sum(rows for _, rows in arrivals[scorers:]) / seconds, 2) if seconds else None
+
+
 def _igd_cause(error: BaseException | None) -> IgdError | None:
     """The error of ours at the root of a chain of Ray's."""
     while error is not None:
@@ -241,7 +253,8 @@ def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clo
         "fpr": plan["fpr"], "heatmaps": plan["heatmaps"],
         "seconds": round(seconds, 3), "stage_seconds": clock.stages,
         "shards_scored": shards_scored,
-        "images_per_s": round(plan["members"] / seconds, 2) if seconds else math.inf,
+        "images_per_s": round(plan["members"] / seconds, 2),
+        "steady_images_per_s": clock.steady_images_per_s,
         "tables": {name: f"{plan['out']}/{name}" for name in tables.SCHEMAS},
         "exit_code": 3 if bad_sources or share > max_reject_share else 0,
     }

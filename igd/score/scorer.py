@@ -151,13 +151,14 @@ def score_fingerprint(config: Config) -> str:
 
     Shape, threads, precision, decode path and the versions that matter, hashed to 16 digits.
     """
-    parts = (config.preset, config.image, "1xCxSxS", f"threads={THREADS}", "float32", "cpu",
-             DECODE_PATH, f"torch-{torch.__version__}", registry.TEACHER_SHA256)
+    parts = (config.preset, config.image, config.mix, config.dense, "1xCxSxS",
+             f"threads={THREADS}", "float32", "cpu", DECODE_PATH, f"torch-{torch.__version__}", registry.TEACHER_SHA256)
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 
 def _as_input(image_HWC: NDArray[np.uint8], config: Config) -> torch.Tensor:
-    if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
+    if (image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8
+            or not image_HWC.size):
         raise DataError(f"an image array is {image_HWC.dtype} {image_HWC.shape}; expected uint8 "
                         "(H, W, 3)")
     pixels = prepare(image_HWC, config.image)

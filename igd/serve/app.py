@@ -103,3 +103,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         return reply(error.status_code, "http_error", str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        return reply(500, "internal_error", "the endpoint failed; its log says why")

@@ -46,6 +46,17 @@ def test_a_category_is_a_folder_with_normals_in_any_of_the_layouts(tree: Path) -
     assert datasets.categories(str(tree)) == ["nested", "nut", "plain"]
 
 
+def test_a_plain_folder_may_have_sub_folders_but_no_test_image_is_trained_on(
+        tree: Path) -> None:
+    for key in ("deep/Imgs/a.jpg", "deep/b/c/d.jpg", "deep/test/bent/0.png",
+                "deep/ground_truth/bent/0.png", "nested/bad/0.png"):
+        picture(tree / key)
+    keys = {c: [ref.key for ref in datasets.normal_images(str(tree), c)]
+            for c in ("deep", "nested")}
+    assert keys == {"deep": ["Imgs/a.jpg", "b/c/d.jpg"],
+                    "nested": [f"good/{i}.BMP" for i in range(5)]}
+
+
 def test_normals_are_images_by_extension_without_dotfiles(tree: Path) -> None:
     keys = {c: [ref.key for ref in datasets.normal_images(str(tree), c)]
             for c in ("nut", "nested", "plain")}

@@ -1,0 +1,295 @@
+"""Delta tables: one commit replaces a date's categories, for one of two writers at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from igd import tables
+from igd.errors import ConfigError, LostRaceError
+from igd.records import HEATMAPS, SCORES
+from igd.tables import StagedFile
+
+DAY, OTHER_DAY = date(2026, 3, 1), date(2026, 3, 2)
+
+
+def score_rows(run_id: str, category: str, names: Sequence[str], day: date = DAY) -> pa.Table:
+    row = {"source_uri": "s", "source_version": "v", "member": "m", "ordinal": 0,
+           "run_id": run_id, "generation": 0, "status": "scored", "schema_version": 1,
+           "scored_at": datetime(2026, 3, 1, tzinfo=UTC), "date": day, "category": category,
+           "score": 1.5}
+    return pa.Table.from_pylist([{**row, "image_id": name} for name in names], schema=SCORES)
+
+
+def stage(out: str, run_id: str, category: str, *names: str, day: date = DAY) -> StagedFile:
+    return tables.stage(out, "scores", score_rows(run_id, category, names, day), date=day,
+                        category=category, stem=f"{run_id}-00000000")
+
+
+def publish(out: str, run_id: str, rows: dict[str, list[str]], *, day: date = DAY,
+            categories: Sequence[str] | None = None) -> bool:
+    files = [stage(out, run_id, category, *names, day=day) for category, names in rows.items()]
+    return tables.replace_scores(out, files, date=day, categories=categories or list(rows),
+                                 run_id=run_id, metadata={"igd.rows": "n"})
+
+
+def seen(out: str, day: date = DAY) -> list[tuple[str, str]]:
+    """(category, image) of all rows of a date."""
+    rows = tables.read(out, "scores", day, columns=["category", "image_id"])
+    return sorted((row["category"], row["image_id"]) for row in rows.to_pylist())
+
+
+def version(out: str, table: str = "scores") -> int:
+    return DeltaTable(f"{out}/{table}").version()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    return str(tmp_path / "out")
+
+
+def test_a_commit_replaces_its_date_and_categories_and_nothing_else(out: str) -> None:
+    assert publish(out, "a", {"x": ["1", "2"], "y": ["3"]})
+    assert publish(out, "b", {"x": ["4"]}, day=OTHER_DAY)
+    before = DeltaTable(f"{out}/scores")
+    assert publish(out, "c", {"x": ["1", "5"]})
+    assert seen(out) == [("x", "1"), ("x", "5"), ("y", "3")]
+    assert seen(out, OTHER_DAY) == [("x", "4")]
+    assert tables.live_runs(out, DAY, ["x"]) == {"c"}
+    assert tables.live_runs(out, DAY, ["x", "y"]) == {"a", "c"}
+    # a reader that opened the table before still reads what it saw then
+    assert sorted(row["image_id"] for row in before.to_pyarrow_table().to_pylist()) == list("1234")
+
+
+def test_a_category_without_rows_is_emptied(out: str) -> None:
+    publish(out, "a", {"x": ["1"], "y": ["2"]})
+    assert publish(out, "b", {"x": ["3"]}, categories=["x", "y"])
+    assert seen(out) == [("x", "3")]
+
+
+def test_rows_come_back_as_they_went_in(out: str) -> None:
+    rows = score_rows("a", "x", ["1", "2"])
+    publish(out, "a", {"x": ["1", "2"]})
+    assert tables.read(out, "scores", DAY).equals(rows)
+    assert tables.read(out, "scores", OTHER_DAY).equals(SCORES.empty_table())
+    only = tables.read(out, "scores", DAY, columns=["date", "category"])
+    assert only.to_pylist() == [{"date": DAY, "category": "x"}] * 2
+    file, = tables.live_files(out, "scores", DAY)
+    assert (file.rows, file.category, tables.staged_run(file)) == (2, "x", "a")
+    assert tables.read(out, "scores", DAY, files=[]).num_rows == 0
+
+
+def test_other_readers_see_the_same_rows(out: str) -> None:
+    publish(out, "a", {"x": ["1"], "y": ["2"]})
+    publish(out, "b", {"x": ["3"]})
+    files = [f"{out}/scores/{file.path}" for file in tables.live_files(out, "scores", DAY)]
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "select category, image_id, score, date::varchar from read_parquet($1, "
+            "hive_partitioning = true) order by 1", [files]).fetchall()
+    assert found == [("x", "3", 1.5, "2026-03-01"), ("y", "2", 1.5, "2026-03-01")]
+
+
+def test_staged_rows_are_unseen_until_a_commit(out: str) -> None:
+    publish(out, "a", {"x": ["1"]})
+    stage(out, "b", "x", "2")
+    assert seen(out) == [("x", "1")]
+
+
+def test_the_same_run_again_changes_nothing(out: str) -> None:
+    assert publish(out, "a", {"x": ["1"], "y": ["2"]}) is True
+    at = version(out)
+    assert publish(out, "a", {"x": ["1"], "y": ["2"]}) is False
+    assert version(out) == at and seen(out) == [("x", "1"), ("y", "2")]
+
+
+def test_no_rows_still_commit(out: str) -> None:
+    publish(out, "a", {"x": ["1"]})
+    at = version(out)
+    assert publish(out, "b", {}, categories=["x"]) is True
+    assert version(out) == at + 1 and seen(out) == []
+    last = DeltaTable(f"{out}/scores").history(1)[0]
+    assert last["igd.run_id"] == "b" and last["igd.rows"] == "n"
+    fresh = out + "-fresh"
+    assert publish(fresh, "b", {}, categories=["x"]) is True
+    assert seen(fresh) == [] and version(fresh) == 1
+
+
+@pytest.mark.parametrize("category", ["a.b", "x-1_2.v3", "0", "A" * 64, "_unrouted", "a..b",
+                                      "date", "null", "1e5", "007", "2026-03-01"])
+def test_an_odd_category_name_is_replaced_and_read_like_any_other(out: str, category: str) -> None:
+    near = category + "x"
+    publish(out, "a", {category: ["1"], near: ["2"]})
+    publish(out, "b", {category: ["3"]})
+    assert seen(out) == sorted([(category, "3"), (near, "2")])
+    assert tables.live_runs(out, DAY, [category]) == {"b"}
+
+
+def in_threads(*jobs: Callable[[], object]) -> list[Any]:
+    results: list[Any] = [None] * len(jobs)
+
+    def work(i: int) -> None:
+        try:
+            results[i] = jobs[i]()
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def same_snapshot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After the call, the next two publishers both look at the table before either commits."""
+    def arm() -> None:
+        barrier = threading.Barrier(2)
+        first = threading.local()
+        look = tables._live_runs
+
+        def together(*args: Any) -> set[str]:
+            found = look(*args)
+            if not hasattr(first, "done"):
+                first.done = True
+                barrier.wait(timeout=60)
+            return found
+
+        monkeypatch.setattr(tables, "_live_runs", together)
+    return arm
+
+
+def test_of_two_runs_that_saw_one_snapshot_one_wins_and_the_other_is_told(
+        out: str, same_snapshot: Callable[[], None]) -> None:
+    publish(out, "old", {"x": ["0"]})
+    same_snapshot()
+    results = in_threads(lambda: publish(out, "one", {"x": ["1", "2"]}),
+                         lambda: publish(out, "two", {"x": ["3"]}))
+    lost, = (r for r in results if r is not True)
+    assert isinstance(lost, LostRaceError)
+    winner = "one" if results[0] is True else "two"
+    assert f"run {winner} published 2026-03-01" in str(lost)
+    assert seen(out) == ([("x", "1"), ("x", "2")] if winner == "one" else [("x", "3")])
+
+
+def test_the_same_run_twice_at_once_publishes_once(out: str,
+                                                   same_snapshot: Callable[[], None]) -> None:
+    publish(out, "old", {"x": ["0"]})
+    at = version(out)
+    same_snapshot()
+    results = in_threads(*[lambda: publish(out, "a", {"x": ["1"]})] * 2)
+    assert sorted(results) == [False, True]
+    assert version(out) == at + 1 and seen(out) == [("x", "1")]
+
+
+def test_runs_of_other_dates_and_categories_both_win(out: str,
+                                                     same_snapshot: Callable[[], None]) -> None:
+    publish(out, "old", {"x": ["0"], "y": ["9"]})
+    same_snapshot()
+    assert in_threads(lambda: publish(out, "one", {"x": ["1"]}),
+                      lambda: publish(out, "two", {"y": ["2"]})) == [True, True]
+    assert seen(out) == [("x", "1"), ("y", "2")]
+    assert in_threads(lambda: publish(out, "three", {"x": ["1"]}),
+                      lambda: publish(out, "four", {"x": ["2"]}, day=OTHER_DAY)) == [True, True]
+    assert seen(out) == [("x", "1"), ("y", "2")] and seen(out, OTHER_DAY) == [("x", "2")]
+
+
+RACER = """
+import sys
+from datetime import UTC, date, datetime
+import pyarrow as pa
+from igd import tables
+from igd.errors import LostRaceError
+from igd.records import SCORES
+out, run = sys.argv[1:]
+day = date(2026, 3, 1)
+row = dict(source_uri="s", source_version="v", member="m", ordinal=0, run_id=run, generation=0,
+           status="scored", schema_version=1, scored_at=datetime(2026, 3, 1, tzinfo=UTC),
+           date=day, category="x")
+rows = pa.Table.from_pylist([{**row, "image_id": f"{run}{i}"} for i in range(3)], schema=SCORES)
+file = tables.stage(out, "scores", rows, date=day, category="x", stem=f"{run}-00000000")
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print(tables.replace_scores(out, [file], date=day, categories=["x"], run_id=run, metadata={}))
+except LostRaceError:
+    print("lost")
+"""
+
+
+def test_processes_that_publish_one_date_never_mix_their_rows(out: str) -> None:
+    """Also the first ever commit, where the table is made by whoever comes first."""
+    names = ["p", "q", "r"]
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, out, name], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE) for name in names]
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    said = [racer.communicate()[0].strip() for racer in racers]
+    assert set(said) <= {"True", "lost"} and "True" in said
+    found = [image for _, image in seen(out)]
+    winner = found[0][0]
+    assert found == [f"{winner}{i}" for i in range(3)]
+    assert said[names.index(winner)] == "True"
+    assert version(out) == said.count("True")  # version 0 made the table
+
+
+def heatmap(out: str, run_id: str, image: str) -> StagedFile:
+    rows = pa.Table.from_pylist([{
+        "run_id": run_id, "image_id": image, "heatmap": b"png", "heatmap_min": 0.0,
+        "heatmap_max": 1.0, "date": DAY, "category": "x"}], schema=HEATMAPS)
+    return tables.stage(out, "heatmaps", rows, date=DAY, category="x", stem=run_id)
+
+
+def test_a_run_is_appended_once_and_beside_other_runs(out: str) -> None:
+    for run_id in ("a", "a", "b", "a"):
+        tables.append_once(out, "heatmaps", [heatmap(out, run_id, f"of {run_id}")], run_id=run_id)
+    assert version(out, "heatmaps") == 2
+    rows = tables.read(out, "heatmaps", DAY, columns=["image_id"])
+    assert sorted(rows["image_id"].to_pylist()) == ["of a", "of b"]
+    tables.append_once(out, "heatmaps", [], run_id="c")
+    assert version(out, "heatmaps") == 2
+
+
+def test_a_run_appended_from_two_threads_stands_there_once(out: str) -> None:
+    jobs = [lambda run=run: tables.append_once(out, "heatmaps", [heatmap(out, run, run)],
+                                               run_id=run) for run in ("a", "a", "b", "b")]
+    assert in_threads(*jobs) == [None] * 4
+    rows = tables.read(out, "heatmaps", DAY, columns=["image_id"])
+    assert sorted(rows["image_id"].to_pylist()) == ["a", "b"]
+
+
+def test_output_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    new, empty, foreign = tmp_path / "new", tmp_path / "empty", tmp_path / "foreign"
+    empty.mkdir()
+    (foreign / "sub").mkdir(parents=True)
+    (foreign / "sub" / "thesis.tex").write_text("years of work")
+    for fine in (new, empty):
+        tables.check_output(str(fine))
+        tables.claim_output(str(fine))
+        publish(str(fine), "a", {"x": ["1"]})
+        tables.check_output(str(fine))
+    for bad in (foreign, foreign / "sub" / "thesis.tex"):
+        with pytest.raises(ConfigError, match=r"holds something else \((sub/thesis\.tex|a file)\)"):
+            tables.check_output(str(bad))
+
+
+def test_without_a_table_there_is_nothing_to_read(out: str) -> None:
+    assert tables.live_files(out, "scores", DAY) == [] and seen(out) == []
+    assert tables.live_runs(out, DAY, ["x"]) == set()
+    assert not Path(out).exists()

@@ -1,0 +1,148 @@
+"""Calibration: a normal is never judged by a model, or on a scale, that has seen it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from igd.config import Config, preset_config
+from igd.errors import DivergedError
+from igd.model.dense import DenseGaussian, extract
+from igd.model.scored import Scored
+from igd.registry import load_teacher
+from igd.train.calibrate import Calibration, fit_dense, fold_of_each, score_held_out, split_normals
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Fitted = tuple[DenseGaussian, Calibration]
+COUNT, ODD = 24, 7
+
+
+def config(*overrides: str, seed: int = 0) -> Config:
+    return preset_config("fast", ["image.size=64", "calibration.folds=4", *overrides], seed=seed)
+
+
+@pytest.fixture(scope="module")
+def normals(one_thread: None) -> torch.Tensor:
+    """Smooth pictures of one kind."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(1, 3, 8, 8, generator=generator) * 200
+    coarse = base + torch.rand(COUNT, 3, 8, 8, generator=generator) * 40
+    return torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear").clamp(0, 255).byte()
+
+
+@pytest.fixture(scope="module")
+def fitted(normals: torch.Tensor) -> Fitted:
+    return fit_dense(normals, config(), load_teacher())
+
+
+@pytest.fixture(scope="module")
+def with_garbage(normals: torch.Tensor) -> torch.Tensor:
+    changed = normals.clone()
+    changed[ODD] = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(9))
+    return changed
+
+
+def test_every_normal_is_scored_by_a_model_that_has_not_seen_it(with_garbage: torch.Tensor) -> None:
+    model, calibration = fit_dense(with_garbage, config(), load_teacher())
+    others = torch.arange(COUNT) != ODD
+    for name in ("dense_distance", "pooled_distance"):
+        held_out = calibration.terms[name]
+        in_sample = model(with_garbage).terms[name]
+        assert held_out[ODD] > 2 * held_out[others].max()
+        # the fitted garbage looks normal to the model that has seen it
+        assert in_sample[ODD] < 1.5 * in_sample[others].max()
+        assert (held_out > in_sample).all()
+    assert calibration.score_M.argmax() == ODD
+    assert calibration.heatmap_max_M.argmax() == ODD
+
+
+def test_each_fold_is_scored_by_the_model_of_the_others(normals: torch.Tensor,
+                                                        fitted: Fitted) -> None:
+    _, calibration = fitted
+    features = extract(load_teacher(), normals)
+    fold_N = fold_of_each(COUNT, config())
+    for fold in range(4):
+        held_out = fold_N == fold
+        model = DenseGaussian(config(), load_teacher()).fit(features[~held_out])
+        dense, pooled, _ = model.distances(features[held_out])
+        assert torch.equal(calibration.terms["dense_distance"][held_out], dense)
+        assert torch.equal(calibration.terms["pooled_distance"][held_out], pooled)
+
+
+def test_the_scale_of_a_fold_comes_from_the_other_folds_alone(fitted: Fitted) -> None:
+    model, calibration = fitted
+    fold_N = fold_of_each(COUNT, config())
+    expected = torch.zeros(COUNT, dtype=torch.float64)
+    for distance_N in calibration.terms.values():
+        for i in range(COUNT):
+            others = distance_N[fold_N != fold_N[i]].double()
+            expected[i] += (distance_N[i].double() - others.mean()) / others.std()
+    torch.testing.assert_close(calibration.score_M, expected, rtol=1e-9, atol=1e-9)
+    # the model in use is scaled on all of them
+    for row, distance_N in zip(model.scale_22, calibration.terms.values(), strict=True):
+        assert row.tolist() == pytest.approx([distance_N.double().mean().item(),
+                                              distance_N.double().std().item()])
+
+
+def test_folds_are_even_and_decided_by_the_seed() -> None:
+    folds = fold_of_each(26, config())
+    assert torch.bincount(folds).tolist() == [7, 7, 6, 6]
+    assert torch.equal(folds, fold_of_each(26, config()))
+    assert not torch.equal(folds, fold_of_each(26, config(seed=1)))
+    assert not torch.equal(folds, folds.sort().values)
+    assert sorted(fold_of_each(3, config())) == [0, 1, 2]  # fewer normals than folds
+
+
+def test_a_repeated_fit_gives_equal_bits(normals: torch.Tensor, fitted: Fitted) -> None:
+    (one, first), (two, second) = fitted, fit_dense(normals, config(), load_teacher())
+    assert torch.equal(first.score_M, second.score_M)
+    assert torch.equal(first.heatmap_max_M, second.heatmap_max_M)
+    assert torch.equal(one(normals[:3]).score_N, two(normals[:3]).score_N)
+    assert first.index_M.tolist() == list(range(COUNT))
+
+
+def test_heatmap_peaks_are_those_of_scoring_the_image_alone(
+        normals: torch.Tensor, fitted: Fitted) -> None:
+    """Calibration goes the path that images go: one heatmap at a time."""
+    features = extract(load_teacher(), normals)
+    held_out = fold_of_each(COUNT, config()) == 2
+    model = DenseGaussian(config(), load_teacher()).fit(features[~held_out])
+    _, _, grid_NP = model.distances(features[held_out])
+    alone = torch.stack([model.heatmap(grid_P[None]).amax() for grid_P in grid_NP])
+    assert torch.equal(fitted[1].heatmap_max_M[held_out], alone)
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [
+    (20, 0.2, 4), (100, 0.5, 50), (4, 0.2, 2), (5, 0.9, 3), (10, 0.01, 2)])
+def test_nets_hold_out_the_share_asked_for_and_leave_two_of_each(
+        count: int, fraction: float, held: int) -> None:
+    settings = config(f"calibration.fraction={fraction}", seed=3)
+    train_N, held_M = split_normals(count, settings)
+    assert len(held_M) == held and len(train_N) == count - held >= 2
+    assert sorted([*train_N.tolist(), *held_M.tolist()]) == list(range(count))
+    assert all(torch.equal(a, b) for a, b in
+               zip(split_normals(count, settings), (train_N, held_M), strict=True))
+    if count == 100:
+        assert not torch.equal(held_M, split_normals(count, config(seed=4))[1])
+
+
+class Fixed(torch.nn.Module):
+    """Scores image i as its first pixel."""
+
+    def forward(self, image_NCHW: torch.Tensor) -> Scored:
+        score_N = image_NCHW[:, 0, 0, 0].double()
+        return Scored({"local_gsvdd": score_N}, score_N / score_N.min(),
+                      image_NCHW[:, 0].float())
+
+
+def test_held_out_normals_keep_their_indices() -> None:
+    images = torch.arange(1, 4, dtype=torch.uint8)[:, None, None, None].expand(3, 3, 2, 2)
+    calibration = score_held_out(Fixed(), images, torch.tensor([5, 0, 9]))
+    assert calibration.index_M.tolist() == [5, 0, 9]
+    assert calibration.score_M.tolist() == calibration.heatmap_max_M.tolist() == [1, 2, 3]
+
+
+def test_a_score_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(DivergedError, match=r"calibration: .* not finite"):
+        score_held_out(Fixed(), torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.arange(2))
