@@ -122,6 +122,9 @@ def train(
 
     Example: `igd-ray train bottle mvtec_ad --models ./models --preset fast`
     """
+    from igd.config import preset_config
+
+    _check_enough(category, data, preset_config(preset or "fast", settings or [], seed=seed))
     outcomes = _train([category], data, models, preset, settings or [], seed, ray_address)
     if outcomes[0].error is not None:
         raise typer.Exit(2)
@@ -373,40 +376,47 @@ def report(
 
 def _train(names: list[str], data: str, models: str, preset: str | None, settings: list[str],
            seed: int, ray_address: str | None) -> list[Outcome]:
-    from igd.config import check_name, preset_config
+    from igd import storage
+    from igd.config import preset_config
     from igd.pipelines.category import CategoryTask
 
-    for name in names:
-        check_name(name, "category")
-    _check_inputs(names, data, preset_config(preset or "fast", settings, seed=seed))
+    preset_config(preset or "fast", settings, seed=seed)  # refused before a cluster is started
+    _check_known(names, data)
     from igd.pipelines.cluster import connected
     from igd.pipelines.train_all import train_all as run_train_all
 
     with connected(ray_address) as resources:
         chosen, reason = _choose_preset(preset, resources)
         config = preset_config(chosen, settings, seed=seed)
-        tasks = [CategoryTask(data=os.path.abspath(data) if "://" not in data else data,
-                              category=name, models=models, config=config, preset_reason=reason)
-                 for name in names]
+        tasks = [CategoryTask(data=storage.canonical(data), category=name,
+                              models=storage.canonical(models), config=config,
+                              preset_reason=reason) for name in names]
         print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} CPUs, "
               f"{resources.gpus} GPUs", flush=True)
         return _run_tasks(tasks, resources, run_train_all)
 
 
-def _check_inputs(names: list[str], data: str, config: Config) -> None:
-    """What can be refused before a cluster is started: for one category, all that matters."""
+def _check_known(names: list[str], data: str) -> None:
+    from igd.config import check_name
     from igd.data import datasets
     from igd.errors import DataError
 
     known = datasets.categories(data)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(f"no category {unknown[0]!r} in {data}; there are: {', '.join(known)}")
-    if len(names) == 1:
-        found = len(datasets.normal_images(data, names[0]))
-        if found < config.calibration.min_images:
-            raise DataError(f"category {names[0]!r} has {found} normal images in {data}; expected "
-                            f"at least {config.calibration.min_images}; add normal images")
+    for name in names:
+        if check_name(name, "category") not in known:
+            raise DataError(f"no category {name!r} in {data}; there are: {', '.join(known)}")
+
+
+def _check_enough(category: str, data: str, config: Config) -> None:
+    """Refuses too few files before a cluster is started; those that cannot be read show later."""
+    from igd.data import datasets
+    from igd.errors import DataError
+
+    _check_known([category], data)
+    found = len(datasets.normal_images(data, category))
+    if found < config.calibration.min_images:
+        raise DataError(f"category {category!r} has {found} normal images in {data}; expected at "
+                        f"least {config.calibration.min_images}; add normal images")
 
 
 def _choose_preset(preset: str | None, resources: Resources) -> tuple[str, str]:
@@ -474,6 +484,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
         if bundle:
             said = ", ".join(f"{number} {decision}" for decision, number in counts.items())
             print(f"  {category} ({bundle['preset']}, {bundle['version']}): {said}")
+            if summary["fpr"] < bundle["smallest_alpha"]:
+                _say(f"  {category}: {bundle['calibration_images']} calibration normals support no "
+                     f"false-positive rate below {bundle['smallest_alpha']:.4f}; that was used "
+                     f"instead of {summary['fpr']}")
     for reason, number in summary["rejected"].items():
         print(f"  rejected {number}: {reason}")
     for source in summary["odd_sources"]:

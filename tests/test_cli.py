@@ -157,6 +157,7 @@ def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     assert (summary["planned"], summary["scored"]) == (13, 12)
     assert summary["rejected"] == {"not_image": 1}
     assert summary["seconds"] > 0 and summary["images_per_s"] > 0
+    assert "support no false-positive rate below 0.0400" in said.stderr
     assert "13/13 images" in said.stderr and "rejected 1: not_image" in said.stdout
     assert "already published" in run(*words).stdout
     assert run("verify", *where).returncode == 0

@@ -202,8 +202,10 @@ class _Models:
 
     def _load(self, category: str) -> dict[str, Any]:
         bundle = registry.load_bundle(self._wanted.models, category)
+        count = bundle.calibration.num_rows
         return {"version": bundle.version, "sha256": bundle.sha256, "preset": bundle.preset,
-                "image": dataclasses.asdict(bundle.config.image)}
+                "image": dataclasses.asdict(bundle.config.image), "calibration_images": count,
+                "smallest_alpha": 1 / (count + 1)}
 
 
 def _routed(member: Member, category: str | None, models: _Models) -> tuple[str, Member]:

@@ -152,7 +152,8 @@ def score_fingerprint(config: Config) -> str:
     Shape, threads, precision, decode path and the versions that matter, hashed to 16 digits.
     """
     parts = (config.preset, config.image, config.mix, config.dense, "1xCxSxS",
-             f"threads={THREADS}", "float32", "cpu", DECODE_PATH, f"torch-{torch.__version__}", registry.TEACHER_SHA256)
+             f"threads={THREADS}", "float32", "cpu", DECODE_PATH, f"torch-{torch.__version__}",
+             registry.TEACHER_SHA256)
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,10 @@ import pytest
 
 from igd.data.routing import Routing
 from igd.pipelines.cluster import Resources, connected
-from igd.pipelines.run import Request, request
+from igd.pipelines.plan import make_plan
+from igd.pipelines.publish import publish
+from igd.pipelines.run import Request, Run, request
+from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
 
 BROKEN = {"weave/empty.png": b"", "weave/page.png": b"<html>gone</html>",
           "nobody/part.png": b"no model for this one", "loose.png": b"not routed"}
@@ -66,6 +69,24 @@ def asked(tiny_models: Path, tmp_path: Path) -> Callable[..., Request]:
                     **changes}
         return request(sources, **settings)
     return ask
+
+
+@pytest.fixture
+def finished(asked: Callable[..., Request],
+             dump: Callable[[str], str]) -> tuple[Run, dict[str, Any], dict[int, Any]]:
+    """A run, its plan and its records: shards all written, without a cluster, not published."""
+    run = Run(request=asked(dump("tar"), heatmaps="all"), generation=1)
+    plan = make_plan(run, shard_members=6)
+    scorer = ShardScorer(plan)
+    for shard in range(plan["shards"]):
+        write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
+    return run, plan, read_records(run.at())
+
+
+@pytest.fixture
+def published_run(finished: tuple[Run, dict[str, Any], dict[int, Any]]) -> Run:
+    publish(*finished)
+    return finished[0]
 
 
 @pytest.fixture(scope="session")

@@ -5,31 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import duckdb
+import polars
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import dataset
 
 from igd import tables
 from igd.errors import RunHeldError
-from igd.pipelines.plan import make_plan
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Run
-from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.shards import ShardScorer, read_shard, write_shard
 from igd.pipelines.verify import verify
-
-
-def finish_shards(run: Run, plan: dict) -> dict:
-    scorer = ShardScorer(plan)
-    for shard in range(plan["shards"]):
-        write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
-    return read_records(run.at())
-
-
-@pytest.fixture
-def finished(asked, dump) -> tuple[Run, dict, dict]:
-    """A run whose shards are all written and not yet published."""
-    run = Run(request=asked(dump("tar"), heatmaps="all"), generation=1)
-    plan = make_plan(run, shard_members=6)
-    return run, plan, finish_shards(run, plan)
 
 
 def published(run: Run) -> list[dict]:
@@ -55,6 +42,23 @@ def test_every_planned_image_is_published_once(finished, contents) -> None:
     assert [(s["kind"], s["members"], s["status"]) for s in sources] == [
         ("tar", len(contents), "complete")]
     assert verify(run.request.out, run.request.date)["problems"] == []
+
+
+def test_independent_readers_agree(finished, contents) -> None:
+    run, plan, records = finished
+    publish(run, plan, records)
+    root = Path(run.request.out.removeprefix("file://")) / "scores"
+    ours = {row["image_id"]: row["score"] for row in published(run)}
+    frame = polars.read_delta(str(root))
+    assert dict(frame.select("image_id", "score").iter_rows()) == ours
+    live = [str(root / file.path) for file in
+            tables.live_files(run.request.out, "scores", run.request.date)]
+    query = "select image_id, score, category from read_parquet(?, hive_partitioning = true)"
+    found = duckdb.execute(query, [live]).fetchall()
+    assert {image_id: score for image_id, score, _ in found} == ours
+    assert {category for _, _, category in found} == {"weave", "washer", "_unrouted"}
+    arrow = dataset.dataset(live, partitioning="hive").to_table(["image_id", "score"])
+    assert dict(zip(*arrow.to_pydict().values(), strict=True)) == ours
 
 
 def test_publishing_again_changes_nothing(finished) -> None:
