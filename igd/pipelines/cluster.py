@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +18,8 @@ import ray
 from igd.errors import StorageError
 
 LOCAL = "local"
+TEMPORARY = "/tmp"
+"""Ray's sockets live below it, and the path of a socket may have 107 bytes."""
 EXTRA_CPUS = 2
 """Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
 
@@ -47,13 +51,22 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     if ray.is_initialized():
         yield _resources()
         return
-    # Unix sockets live here, and their paths may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="igd", dir="/tmp", ignore_cleanup_errors=True) as own:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"igd-{os.getpid()}-", dir=TEMPORARY,
+                                     ignore_cleanup_errors=True) as own:
         _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, own)
         try:
             yield _resources()
         finally:
             ray.shutdown()
+
+
+def _sweep() -> None:
+    """Removes what local clusters of killed drivers have left."""
+    for path in Path(TEMPORARY).glob("igd-*-*"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _resources() -> Resources:

@@ -14,7 +14,6 @@ import ray
 import torch
 from ray.exceptions import RayError
 from ray.train import RunConfig, ScalingConfig
-from ray.train import report as train_report
 from ray.train.torch import TorchTrainer
 
 from igd import storage
@@ -101,8 +100,9 @@ def _trainer_task(task: CategoryTask, resources: Resources, board: Any) -> Outco
     path, filesystem = storage.train_location(storage.join(task.models, TRAINER_STATE))
     cpus = 1 if resources.gpus else _worker_cpus(resources)
     board.post.remote(task.category, "starting a trainer")
+    train_loop: Any = _train_loop  # its annotation allows no return value; Ray passes it on
     trainer = TorchTrainer(
-        _train_loop,
+        train_loop,
         train_loop_config={"task": {**vars(task), "config": config_to_dict(task.config)},
                            "board": board, "threads": cpus},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(resources.gpus),
@@ -110,19 +110,17 @@ def _trainer_task(task: CategoryTask, resources: Resources, board: Any) -> Outco
         # A name that was used before would silently resume that run.
         run_config=RunConfig(name=f"{task.category}-{uuid.uuid4().hex[:8]}", storage_path=path,
                              storage_filesystem=filesystem))
-    metrics = trainer.fit().metrics or {}
-    return Outcome(**{**metrics["outcome"],
-                      "skipped": tuple(map(tuple, metrics["outcome"]["skipped"]))})
+    result: Any = trainer.fit()
+    outcome: Outcome = result.return_value
+    return outcome
 
 
-def _train_loop(config: dict[str, Any]) -> None:
+def _train_loop(config: dict[str, Any]) -> Outcome:
     """What runs on the trainer's worker."""
     torch.set_num_threads(config["threads"])
     plain = config["task"]
     task = CategoryTask(**{**plain, "config": config_from_dict(plain["config"], where="task")})
-    outcome = train_category(
-        task, lambda text: config["board"].post.remote(task.category, text))
-    train_report({"outcome": vars(outcome)})
+    return train_category(task, lambda text: config["board"].post.remote(task.category, text))
 
 
 def _outcome(reference: Any, task: CategoryTask) -> Outcome:

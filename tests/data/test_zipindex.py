@@ -6,6 +6,7 @@ import io
 import struct
 import tempfile
 import time
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -195,8 +196,13 @@ def test_a_bomb_unpacks_no_further_than_it_declares(tmp_path: Path) -> None:
     zeros = zlib.compressobj(wbits=-15)
     packed = zeros.compress(bytes(64 << 20)) + zeros.flush()
     assert len(packed) < 100_000
-    with pytest.raises(ImageError, match="more than"):
-        zipindex._inflate(packed, 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="more than"):
+            zipindex._inflate(packed, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def entries(name: bytes, offset: int, packed: int, size: int, count: int, extra: bytes = b""

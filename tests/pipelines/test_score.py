@@ -117,6 +117,7 @@ def test_a_killed_driver_goes_on_where_it_was(cluster, asked, dump, contents, ti
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    left_behind = f"igd-{process.pid}-*"
     finished = set(out.glob("runs/*/done/*.json"))
     assert 0 < len(finished) < len(contents)
     assert not (out / "scores").exists()  # nothing is in sight before publication
@@ -124,6 +125,7 @@ def test_a_killed_driver_goes_on_where_it_was(cluster, asked, dump, contents, ti
     subprocess.run([*command, "--out", str(out)], check=True, timeout=120,
                    stderr=subprocess.DEVNULL)
     assert {path: path.read_bytes() for path in finished} == kept  # not scored again
+    assert not list(Path("/tmp").glob(left_behind))  # the rerun cleaned up
     rows = rows_of(str(out))
     assert len({row["image_id"] for row in rows}) == len(rows) == len(contents)
     assert verify(str(out), DAY)["problems"] == []
