@@ -51,9 +51,10 @@ class NetConfig:
     """Size d_z of the descriptor."""
     global_encoder: Literal["trained", "efficientnet-lite0"] = "trained"
     """`trained` with the rest, or a frozen ImageNet network, pooled, and a linear layer."""
-    batch_norm: Literal["estimated", "fixed"] = "estimated"
+    batch_norm: Literal["estimated", "initial", "fixed"] = "estimated"
     """`estimated`: statistics measured in each E-step and frozen for the epoch.
-    `fixed`: statistics stay 0 and 1, as in the authors' training."""
+    `initial`: measured in the first E-step and kept; a short training has no time to learn
+    again what new statistics undo. `fixed`: 0 and 1, as in the authors' training."""
 
     def __post_init__(self) -> None:
         _check(self.width >= 1, "net.width", self.width, "at least 1")
@@ -187,8 +188,9 @@ def preset_config(preset: str, overrides: Sequence[str] = (), *, seed: int = 0) 
         raise ConfigError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {"preset": preset, "seed": seed}
     if preset == "small":
-        tree["net"] = {"width": 8, "global_encoder": "efficientnet-lite0"}
-        tree["train"] = {"epochs": 30, "batch_size": 16, "patches_per_image": 16, "lr": 1e-3}
+        tree["net"] = {"width": 8, "global_encoder": "efficientnet-lite0",
+                       "batch_norm": "initial"}
+        tree["train"] = {"epochs": 12, "batch_size": 8, "patches_per_image": 16, "lr": 2e-4}
     for item in overrides:
         _apply(tree, item)
     return config_from_dict(tree, where="--set")

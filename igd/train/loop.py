@@ -47,13 +47,19 @@ def train_nets(images_NCHW_uint8: Tensor, config: Config, *,
     training = _Training(config, model, images_NCHW_uint8)
     everything = torch.arange(shape[0])
     for epoch in range(config.train.epochs):
-        training.e_step(training.draw_patches(everything))
+        training.e_step(training.draw_patches(everything), measure=measured_in(epoch, config))
         metrics = training.m_steps(epoch)
         if report is not None:
             report(epoch, metrics)
-    # mu, sigma and BatchNorm are those of the final map, over every patch.
-    training.e_step(patches(images_NCHW_uint8).flatten(0, 2))
+    # mu and sigma of the final map, over every patch. Its BatchNorm statistics stay those that
+    # the last M-steps were taken with: new ones would be another map, which nobody trained.
+    training.e_step(patches(images_NCHW_uint8).flatten(0, 2), measure=False)
     return model.eval()
+
+
+def measured_in(epoch: int, config: Config) -> bool:
+    """Whether the E-step before an epoch measures BatchNorm statistics (see `NetConfig`)."""
+    return {"estimated": True, "initial": epoch == 0, "fixed": False}[config.net.batch_norm]
 
 
 class _Training:
@@ -69,13 +75,19 @@ class _Training:
         self.m_step = {name: MStep(branch, config.train)
                        for name, branch in self.branches.items()}
 
-    def e_step(self, patches_PCHW_uint8: Tensor) -> None:
-        """Both branches, on every image and on these patches."""
-        if self.pooled_ND is None:
-            self._e_step("global", self.images, self.model.normalise, MEASURED_IMAGES)
-        else:
-            self._e_step("global", self.pooled_ND, lambda pooled_ND: pooled_ND, MEASURED_IMAGES)
-        self._e_step("local", patches_PCHW_uint8, self.model.normalise, MEASURED_PATCHES)
+    def e_step(self, patches_PCHW_uint8: Tensor, *, measure: bool) -> None:
+        """Both branches, on every image and on these patches.
+
+        Args:
+            measure: whether BatchNorm statistics are measured first.
+        """
+        seen = self.images if self.pooled_ND is None else self.pooled_ND
+        for name, stored, read, most in (
+                ("global", seen, self._read_global, MEASURED_IMAGES),
+                ("local", patches_PCHW_uint8, self.model.normalise, MEASURED_PATCHES)):
+            measured = stored[self._shuffled(len(stored))[:most]] if measure else None
+            e_step(self.branches[name], stored, read, kappa=self.config.train.kappa,
+                   measured=measured)
 
     def m_steps(self, epoch: int) -> dict[str, float]:
         """One epoch over the shuffled images; the means that `report` gets."""
@@ -104,14 +116,6 @@ class _Training:
         at = (batch[:, None], chosen_NK // columns, chosen_NK % columns)
         return grid[tuple(index.to(grid.device) for index in at)].flatten(0, 1)
 
-    def _e_step(self, name: str, stored: Tensor, read: Callable[[Tensor], Tensor],
-                most: int) -> None:
-        measured = None
-        if self.config.net.batch_norm == "estimated":
-            measured = stored[self._shuffled(len(stored))[:most]]
-        e_step(self.branches[name], stored, read, kappa=self.config.train.kappa,
-               measured=measured)
-
     def _m_step(self, batch: Tensor, lr: float) -> dict[str, Tensor]:
         image_NCHW, patch_PCHW = (self.model.normalise(uint8) for uint8 in
                                   (self.images[batch], self.draw_patches(batch)))
@@ -123,6 +127,10 @@ class _Training:
             step_terms = self.m_step[name](encoder_input, x_NCHW, alpha_N, lr)
             terms |= {f"{name}_{term}": value for term, value in step_terms.items()}
         return terms
+
+    def _read_global(self, stored: Tensor) -> Tensor:
+        """What the global encoder reads: cached features as they are, or normalised pixels."""
+        return self.model.normalise(stored) if self.pooled_ND is None else stored
 
     def _shuffled(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.generator).to(self.images.device)

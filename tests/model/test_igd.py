@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from igd.config import MixConfig, preset_config
 from igd.errors import ModelError, NotFittedError
 from igd.model.igd import DATA_RANGE, IGD, PATCHES, fold, mixed_score, patches
+from igd.model.msssim import GLOBAL, dissimilarity_map, similarities
 from igd.records import TERMS
 
 CONFIG = preset_config("small", ["net.width=2", "net.latent=8", "net.global_encoder=trained"])
@@ -78,13 +80,55 @@ def test_local_terms_are_the_mean_over_all_patches(model, scored):
         (1 - torch.exp(-distance)).mean().item(), rel=1e-4)
 
 
+def perfect(branch, x):
+    """The branch with a decoder that gives `x` back, whatever it is told."""
+    other = copy.copy(branch)
+    other._modules = {**branch._modules, "decoder": Constant(x)}
+    return other
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def forward(self, z):
+        return self.x
+
+
+def test_a_perfect_reconstruction_is_not_anomalous_and_an_l1_error_is(model):
+    x = model.normalise(images(1))
+    branch = model.global_branch
+    with torch.no_grad():
+        reconstruction, _, heatmap = perfect(branch, x).terms(x, x)
+        _, _, shifted = perfect(branch, x + 1).terms(x, x)
+        unlike, _, _ = perfect(branch, -x).terms(x, x)
+    assert reconstruction.item() == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(heatmap, torch.zeros_like(heatmap), atol=1e-4, rtol=0)
+    maps = similarities(x, x + 1, GLOBAL, DATA_RANGE)
+    torch.testing.assert_close(shifted, dissimilarity_map(maps, GLOBAL, 256) + 1 / DATA_RANGE)
+    assert unlike > 0.5
+
+
+def test_heatmap_mixes_global_and_local_by_beta(model, scored):
+    def at(beta):
+        other = copy.copy(model)
+        other.mix = MixConfig(beta=beta)
+        return other(images(1)).heatmap_NHW
+
+    torch.testing.assert_close(scored.heatmap_NHW[:1], 0.1 * at(1.0) + 0.9 * at(0.0))
+    x = model.normalise(images(1))
+    with torch.no_grad():
+        torch.testing.assert_close(at(1.0), model.global_branch.terms(x, x)[2])
+
+
 def test_folding_patches_back_gives_the_image():
     image = torch.rand(1, 1, 256, 256)
     torch.testing.assert_close(fold(patches(image).flatten(0, 2).squeeze(1)), image[0])
 
 
 def test_pixels_have_the_papers_range(model):
-    assert DATA_RANGE == pytest.approx(4.7579, abs=1e-4)
+    assert pytest.approx(4.7579, abs=1e-4) == DATA_RANGE
     extremes = model.normalise(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2))
     assert (extremes.max() - extremes.min()).item() == pytest.approx(DATA_RANGE, rel=1e-6)
 

@@ -4,10 +4,12 @@ import torch
 from igd.config import preset_config
 from igd.errors import DivergedError, ModelError
 from igd.model.igd import patches
+from igd.train import loop
 from igd.train.loop import train_nets
+from igd.train.step import e_step
 
 TINY = ["net.width=2", "net.latent=8", "net.global_encoder=trained", "train.batch_size=3",
-        "train.patches_per_image=4"]
+        "train.patches_per_image=4", "net.batch_norm=estimated"]
 
 
 def make_images(n=6):
@@ -43,6 +45,18 @@ def test_mu_and_sigma_are_those_of_the_final_map(trained):
                                    atol=1e-5)
         spread = 0.5 * (z - z.mean(0)).square().sum(1).mean().item()
         assert branch.gaussian.sigma2.item() == pytest.approx(max(1, spread), rel=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "measured"), [
+    ("estimated", [True, True, False]), ("initial", [True, False, False]),
+    ("fixed", [False, False, False])])
+def test_the_final_map_is_the_one_that_was_trained(monkeypatch, mode, measured):
+    """BatchNorm is measured before an epoch's M-steps, never after the last of them."""
+    calls = []
+    monkeypatch.setattr(loop, "e_step", lambda *args, measured, **kwargs: (
+        calls.append(measured is not None), e_step(*args, measured=measured, **kwargs)))
+    train("train.epochs=2", "train.patches_per_image=1", f"net.batch_norm={mode}")
+    assert calls == [step for step in measured for _branch in range(2)]
 
 
 def test_losses_fall(trained, history):
