@@ -96,7 +96,7 @@ def synth(
     test: Annotated[int, typer.Option(help="Normal test images per category.")] = 12,
     defective: Annotated[int, typer.Option(
         help="Test images per kind of defect; each category has three.")] = 5,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
+    size: Annotated[int, typer.Option(min=32, max=4096, help="Side in pixels.")] = 256,
     seed: Seed = 0,
 ) -> None:
     """Make synthetic product images with planted defects and masks, as an MVTec AD tree.
@@ -126,8 +126,8 @@ def train(
 
     _check_enough(category, data, preset_config(preset or "fast", settings or [], seed=seed))
     outcomes = _train([category], data, models, preset, settings or [], seed, ray_address)
-    if outcomes[0].error is not None:
-        raise typer.Exit(2)
+    if outcomes[0].exit_code:
+        raise typer.Exit(outcomes[0].exit_code)
 
 
 @app.command("train-all")
@@ -240,8 +240,9 @@ def score(
     category: Annotated[str | None, typer.Option(metavar="NAME",
                                                  help="Score everything with one model.")] = None,
     category_from: Annotated[str | None, typer.Option(
-        metavar="PATTERN", help="Read the category from each path below its source, such as "
-        "'{category}/*'; * stands for any characters, also /.")] = None,
+        metavar="PATTERN", help="Read the category from each path below its source (in an "
+        "archive: each member's name), such as '{category}/*'; * stands for any characters, "
+        "also /.")] = None,
     heatmaps: Annotated[str, typer.Option(
         metavar="all|flagged|none", help="Which heatmaps are kept; flagged: those of images "
         "that are not normal.")] = "flagged",
@@ -250,6 +251,7 @@ def score(
     review_fpr: Annotated[float, typer.Option(
         help="Rate of normal images that may be called review or anomalous.")] = 0.05,
     max_reject_share: Annotated[float, typer.Option(
+        min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
     shard_members: Annotated[int, typer.Option(
         min=1, help="Images per unit of work; does not affect results.")] = 256,
@@ -391,7 +393,7 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
         tasks = [CategoryTask(data=storage.canonical(data), category=name,
                               models=storage.canonical(models), config=config,
                               preset_reason=reason) for name in names]
-        print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} CPUs, "
+        print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} Ray CPUs, "
               f"{resources.gpus} GPUs", flush=True)
         return _run_tasks(tasks, resources, run_train_all)
 
@@ -479,6 +481,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
           f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
           f"{summary['images_per_s']} images/s")
+    if not summary["planned"]:
+        _say("  the sources hold no image: what was published for this date before is replaced by "
+             "nothing; check that the dump is there")
     for category, counts in summary["decisions"].items():
         bundle = summary["bundles"].get(category)
         if bundle:
@@ -512,7 +517,8 @@ def _auroc(value: float | None) -> str:
 
 
 def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else []
+    names = (name.strip() for name in (text or "").split(","))
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _date(text: str) -> Date:

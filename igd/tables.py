@@ -12,7 +12,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
 from typing import Any
@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from igd import storage
 from igd.errors import ConfigError, LostRaceError, StorageError
-from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES
+from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES, UNROUTED
 
 SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
 MARKER = ".igd-ray.json"
@@ -56,7 +56,9 @@ def check_output(out: str) -> None:
     """
     if storage.stat(storage.join(out, MARKER)) is not None:
         return
-    found = next(iter(storage.list_objects(out)), None) if storage.exists_dir(out) else None
+    # A writer killed while it made the marker has left no more than its temporary file.
+    found = next((entry for entry in storage.list_objects(out)
+                  if not (entry.key.startswith(".") and entry.key.endswith(".tmp"))), None)
     if found is not None or storage.stat(out) is not None:
         what = found.key if found is not None else "a file"
         raise ConfigError(f"output {out} holds something else ({what}); expected an empty or new "
@@ -115,31 +117,36 @@ def replace_scores(out: str, files: Sequence[StagedFile], *, date: Date,
                    metadata: Mapping[str, str]) -> bool:
     """The publish point: one commit that replaces a date's categories by a run's rows.
 
+    What goes is everything of earlier generations of the same request, and what other runs
+    have in the categories; their unrouted images stay, for those are of other dumps.
+
     Returns:
         False where the rows of this very run are in place already.
 
     Raises:
-        LostRaceError: another run published one of the categories while this one was at it.
+        LostRaceError: another run published one of the categories while this one was at it, or
+            a later generation of the same request is in place.
     """
     app_id = f"igd/scores/date={date.isoformat()}"
     before: set[str] | None = None
 
     def attempt(delta: DeltaTable) -> bool:
         nonlocal before
-        live = _live_runs(delta, date, categories)
+        replaced = replaced_by(run_id, categories, _files_of(delta, date))
+        live = {staged_run(file) for file in replaced}
         if live == {run_id}:
             return False
-        if before is not None and live != before:
-            raise LostRaceError(f"run {', '.join(sorted(live))} published {date} while this run "
-                                f"({run_id}) was publishing it; run the command again to replace "
-                                "its rows")
+        mine = _generation(run_id, run_id)
+        later = [other for other in live if _generation(other, run_id) > mine]
+        if later or (before is not None and live != before):
+            raise LostRaceError(f"run {', '.join(sorted(later or live))} published {date} while "
+                                f"this run ({run_id}) was at work; run the command again to "
+                                "replace its rows")
         before = live
         version = (delta.transaction_version(app_id) or 0) + 1
         delta.create_write_transaction(
-            [_action(file) for file in files], mode="overwrite", schema=SCORES,
+            [*map(_removal, replaced), *map(_action, files)], mode="append", schema=SCORES,
             partition_by=list(PARTITION_BY),
-            partition_filters=[("date", "=", date.isoformat()),
-                               ("category", "in", list(categories))],
             commit_properties=CommitProperties(
                 custom_metadata={"igd.run_id": run_id, **metadata}, max_commit_retries=0,
                 app_transactions=[Transaction(app_id, version)]))
@@ -148,16 +155,18 @@ def replace_scores(out: str, files: Sequence[StagedFile], *, date: Date,
     return _until_committed(out, "scores", attempt)
 
 
+def replaced_by(run_id: str, categories: Sequence[str],
+                files: Iterable[StagedFile]) -> list[StagedFile]:
+    """Those of a date's live files that a run's publication replaces, its own among them."""
+    mine = set(categories) - {UNROUTED}
+    return [file for file in files
+            if file.category in mine or _generation(staged_run(file), run_id) > 0]
+
+
 def live_files(out: str, table: str, date: Date) -> list[StagedFile]:
     """The files of a date that the table's newest version names; empty without a table."""
     delta = _open(out, table)
     return [] if delta is None else list(_files_of(delta, date))
-
-
-def live_runs(out: str, date: Date, categories: Sequence[str]) -> set[str]:
-    """Ids of the runs whose rows stand in `scores` for a date and some categories."""
-    delta = _open(out, "scores")
-    return set() if delta is None else _live_runs(delta, date, categories)
 
 
 def read(out: str, table: str, date: Date, *, columns: Sequence[str] | None = None,
@@ -198,8 +207,18 @@ def _action(file: StagedFile) -> AddAction:
                      stats=json.dumps({"numRecords": file.rows}))
 
 
-def _live_runs(delta: DeltaTable, date: Date, categories: Sequence[str]) -> set[str]:
-    return {staged_run(file) for file in _files_of(delta, date) if file.category in categories}
+def _removal(file: StagedFile) -> RemoveAction:
+    action = _action(file)
+    return RemoveAction(path=action.path, data_change=True, size=action.size,
+                        deletion_timestamp=action.modification_time,
+                        partition_values=dict(action.partition_values))
+
+
+def _generation(run_id: str, other: str) -> int:
+    """The generation of a run, where it is of the same request as another; else 0."""
+    stem = other.rsplit("-g", 1)[0] + "-g"
+    number = run_id.removeprefix(stem)
+    return int(number) if run_id.startswith(stem) and number.isdigit() else 0
 
 
 def _files_of(delta: DeltaTable, date: Date) -> Iterator[StagedFile]:

@@ -47,7 +47,7 @@ class Outcome:
 
     Attributes:
         version: of the new bundle, in production; None where training failed.
-        error: one line, where it failed.
+        error, exit_code: one line and a code of the command line, where it failed.
         unseen: mean share of an image's pixels that the centre crop leaves out.
     """
 
@@ -60,6 +60,7 @@ class Outcome:
     seconds: float = 0.0
     smallest_alpha: float | None = None
     error: str | None = None
+    exit_code: int = 0
 
 
 def train_category(task: CategoryTask, report: Report = lambda line: None) -> Outcome:

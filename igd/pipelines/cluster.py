@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from igd.errors import StorageError
+from igd.errors import IgdError, StorageError
 
 LOCAL = "local"
 TEMPORARY = "/tmp"
 """Ray's sockets live below it, and the path of a socket may have 107 bytes."""
+PREFIX = "igd-ray-tmp-"
+LOCK = "driver.lock"
 EXTRA_CPUS = 2
 """Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
 
@@ -52,8 +58,7 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         yield _resources()
         return
     _sweep()
-    with tempfile.TemporaryDirectory(prefix=f"igd-{os.getpid()}-", dir=TEMPORARY,
-                                     ignore_cleanup_errors=True) as own:
+    with _own_folder() as own:
         _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, own)
         try:
             yield _resources()
@@ -61,12 +66,38 @@ def connected(address: str | None = None) -> Iterator[Resources]:
             ray.shutdown()
 
 
+def own_error(error: BaseException) -> IgdError | None:
+    """The error of ours in a chain of Ray's. (Ray's copy of it carries a whole traceback.)"""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, IgdError) and not isinstance(seen, RayError):
+            return seen
+        inner = getattr(seen, "worker_failures", None) or {}
+        seen = next(iter(inner.values()), None) or getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """A folder for a local cluster; it is ours as long as this process holds its lock."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=TEMPORARY,
+                                     ignore_cleanup_errors=True) as folder, \
+            open(os.path.join(folder, LOCK), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 def _sweep() -> None:
-    """Removes what local clusters of killed drivers have left."""
-    for path in Path(TEMPORARY).glob("igd-*-*"):
-        pid = path.name.split("-")[1]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            shutil.rmtree(path, ignore_errors=True)
+    """Removes what local clusters of killed drivers have left: our folders that nobody locks."""
+    for folder in Path(TEMPORARY).glob(PREFIX + "*"):
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            with open(folder / LOCK) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # locked, or not one of ours
+            continue
 
 
 def _resources() -> Resources:
@@ -85,9 +116,12 @@ def _connect(address: str, temp_dir: str) -> None:
                         _temp_dir=temp_dir)
         if sys.platform == "linux":
             settings["_node_ip_address"] = "127.0.0.2"  # 127.0.0.1 would be replaced
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with _native_stderr_off():
             ray.init(address=address, **settings)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would abort the process
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise StorageError(f"Ray cluster {address!r} cannot be reached: {error}; check "
                            "--ray-address or RAY_ADDRESS") from error

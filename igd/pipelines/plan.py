@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igd import registry, storage, tables
-from igd.config import ImageConfig
+from igd.config import ImageConfig, config_from_dict
 from igd.data.members import Member, unescape_name
 from igd.data.sources import SourceRecord, check_source, list_inputs, scan
 from igd.errors import ModelError
 from igd.pipelines.run import Request, Run
 from igd.records import PLAN, UNROUTED, Reason
+from igd.score.scorer import score_fingerprint
 
 SHARD_MEMBERS = 256
 SHARD_SPAN_BYTES = 256 * 1024 * 1024
@@ -40,6 +41,7 @@ class PlanWriter:
     def __init__(self, at: str, shard_members: int) -> None:
         self.shards = self.members = self.rejected = 0
         self.files: list[str] = []
+        self.counts: dict[str, int] = {}
         self._at = at
         self._shard_members = shard_members
         self._open: dict[str, list[Member]] = {}
@@ -53,6 +55,7 @@ class PlanWriter:
         rows.append(member)
         self._span[category] = self._span.get(category, 0) + member.span
         self.members += 1
+        self.counts[category] = self.counts.get(category, 0) + 1
         self.rejected += member.reject_reason is not None
         full = len(rows) >= min(limit, self._shard_members)
         if full or self._span[category] >= SHARD_SPAN_BYTES:
@@ -118,8 +121,8 @@ def make_plan(run: Run, *, shard_members: int = SHARD_MEMBERS,
         "review_fpr": wanted.review_fpr, "heatmaps": wanted.heatmaps,
         "attempt": attempt, "files": writer.files, "shards": writer.shards,
         "members": writer.members, "inputs": inputs.value, "bundles": models.frozen(),
-        "categories": sorted({*models.frozen(),
-                              *([UNROUTED] if wanted.routing.pattern else [])}),
+        "categories": sorted({*writer.counts, *models.frozen()}), "counts": writer.counts,
+        "unknown_categories": models.unknown(),
         "source_records": [dataclasses.asdict(record) for record in records],
     })
     frozen = run.read_json("plan.json")
@@ -135,8 +138,21 @@ def unchanged(run: Run, plan: dict[str, Any]) -> bool:
             inputs.add(entry)
     if inputs.value != plan["inputs"]:
         return False
+    known = registry.list_categories(run.request.models)
+    if set(known) & set(plan["unknown_categories"]):
+        return False
     return all(registry.production_version(run.request.models, category) == bundle["version"]
                for category, bundle in plan["bundles"].items())
+
+
+def same_arithmetic(plan: dict[str, Any]) -> bool:
+    """Whether this installation would score with the bits that a plan's first shards have."""
+    for category, bundle in plan["bundles"].items():
+        document = registry.describe(plan["models"], category, bundle["version"])
+        config = config_from_dict(document["config"], where=f"model {category}")
+        if score_fingerprint(config) != bundle["score_fingerprint"]:
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=2)
@@ -192,6 +208,9 @@ class _Models:
                 self._bundles[category] = None
         return self._bundles[category] is not None
 
+    def unknown(self) -> list[str]:
+        return sorted(name for name, bundle in self._bundles.items() if bundle is None)
+
     def shard_limit(self, category: str) -> int:
         bundle = self._bundles.get(category)
         size = bundle["image"]["size"] if bundle else ImageConfig().size
@@ -205,6 +224,7 @@ class _Models:
         count = bundle.calibration.num_rows
         return {"version": bundle.version, "sha256": bundle.sha256, "preset": bundle.preset,
                 "image": dataclasses.asdict(bundle.config.image), "calibration_images": count,
+                "score_fingerprint": score_fingerprint(bundle.config),
                 "smallest_alpha": 1 / (count + 1)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from igd import tables
 from igd.errors import ObjectMissingError, RunHeldError
@@ -87,9 +88,9 @@ def _shard_problems(run: Run, record: Record, planned: list[str]) -> Iterator[st
     scored = rows["status"].to_pylist().count(Status.SCORED)
     if scored + rejected != len(planned):
         yield f"{name}: {scored} scored and {rejected} rejected of {len(planned)}"
-    unscored = rows.filter(pa.compute.equal(rows["status"], Status.SCORED))["score"].null_count
-    if unscored:
-        yield f"{name}: {unscored} scored rows have no score"
+    finite = pc.sum(pc.is_finite(rows["score"])).as_py() or 0
+    if finite != scored:
+        yield f"{name}: {scored} scored rows, {finite} finite scores"
 
 
 def _large_files(run: Run, records: dict[int, Record]) -> Iterator[tuple[str, pa.Table]]:

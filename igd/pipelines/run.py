@@ -72,6 +72,11 @@ def request(sources: Sequence[str], *, models: str, out: str, date: Date, routin
             if inner.startswith(outer + "/"):
                 raise ConfigError(f"source {inner} lies inside source {outer}; its images would "
                                   "count twice")
+    for name, place in (("--out", out), ("--models", models)):
+        for source in canonical:
+            if storage.canonical(place).startswith(source + "/"):
+                raise ConfigError(f"{name} {place} lies inside source {source}; its files would "
+                                  "count as images; choose a place outside")
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
     return Request(sources=canonical, models=storage.canonical(models),
                    out=storage.canonical(out), date=date, routing=routing, fpr=fpr,
@@ -103,7 +108,9 @@ class Run:
 
     def is_live(self, plan: dict[str, Any]) -> bool:
         """Whether the rows of this run, and no others, stand in `scores` for its categories."""
-        live = tables.live_runs(self.request.out, self.request.date, plan["categories"])
+        live = {tables.staged_run(file) for file in tables.replaced_by(
+            self.run_id, plan["categories"],
+            tables.live_files(self.request.out, "scores", self.request.date))}
         return live == ({self.run_id} if plan["members"] else set())
 
 

@@ -15,14 +15,21 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from igd import tables
-from igd.errors import IgdError, StorageError
-from igd.pipelines.cluster import connected
-from igd.pipelines.plan import SHARD_MEMBERS, load_plan, make_plan, unchanged
+from igd.errors import StorageError
+from igd.pipelines.cluster import connected, own_error
+from igd.pipelines.plan import (
+    SHARD_MEMBERS,
+    load_plan,
+    make_plan,
+    same_arithmetic,
+    unchanged,
+)
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run, latest
 from igd.pipelines.shards import (
     ShardScorer,
     count_rejects,
+    forget_lost,
     read_records,
     read_shard,
     write_shard,
@@ -56,10 +63,23 @@ class Clock:
     began: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=dict)
     steady_images_per_s: float | None = None
+    _shards: int = 0
+    _rows: int = 0
+    _warm: float = 0.0
 
     def lap(self, stage: str) -> None:
         so_far = sum(self.stages.values())
         self.stages[stage] = round(time.monotonic() - self.began - so_far, 3)
+
+    def arrived(self, rows: int, scorers: int) -> None:
+        """Counts a finished shard; the rate is that after every scorer has finished one."""
+        now = time.monotonic()
+        self._shards += 1
+        if self._shards == scorers:
+            self._warm = now
+        elif self._shards > scorers:
+            self._rows += rows
+            self.steady_images_per_s = round(self._rows / max(now - self._warm, 1e-9), 2)
 
 
 Report = Callable[[Progress], None]
@@ -83,12 +103,13 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     tables.check_output(wanted.out)
     run, plan = _find_or_plan(wanted, shard_members, report)
     already = run.is_live(plan)
-    if already and run.read_json("published.json") is not None:
-        earlier = run.read_json("summary.json")
-        if earlier is not None:
-            return {**earlier, "already_published": True}
+    earlier = run.read_json("summary.json")
+    if already and earlier is not None and run.read_json("published.json") is not None:
+        return {**earlier, "already_published": True, "exit_code": 0}
     clock.lap("plan")
     records = read_records(run.at())
+    if not already:
+        records = forget_lost(run.at(), plan, records)
     todo = [n for n in range(plan["shards"]) if n not in records]
     if todo and not already:
         _score_shards(run, plan, todo, records, ray_address, report, clock)
@@ -98,9 +119,10 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     audit(run, plan, records)
     clock.lap("audit")
     report(Progress(stage="publish", done=0, total=plan["members"]))
-    publish(run, plan, records)
+    ours = publish(run, plan, records)
     clock.lap("publish")
     summary = _summary(run, plan, records, clock, max_reject_share, len(todo))
+    summary["already_published"] = not ours
     run.write_json("summary.json", summary)
     return summary
 
@@ -115,8 +137,11 @@ def _find_or_plan(wanted: Request, shard_members: int,
     plan = run.read_json("plan.json") if run else None
     if run is None or plan is None:
         run = Run(request=wanted, generation=1)
-    elif run.read_json("published.json") is None or (
-            run.is_live(plan) and unchanged(run, plan)):
+    elif run.read_json("published.json") is None:
+        if same_arithmetic(plan):
+            return run, plan
+        run = Run(request=wanted, generation=run.generation + 1)
+    elif run.is_live(plan) and unchanged(run, plan):
         return run, plan
     else:
         run = Run(request=wanted, generation=run.generation + 1)
@@ -132,17 +157,15 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict
     try:
         with connected(ray_address) as resources:
             scorers = min(resources.scorers, len(todo))
-            arrivals: list[tuple[float, int]] = []
             for rows, bad in _stream(run.at(), todo, scorers):
                 done, rejected = done + rows, rejected + bad
-                arrivals.append((time.monotonic(), rows))
-                clock.steady_images_per_s = _steady_rate(arrivals, scorers)
+                clock.arrived(rows, scorers)
                 report(Progress(stage="score", done=done, total=plan["members"],
                                 rejected=rejected))
     except RayError as error:
-        cause = _igd_cause(error)
-        if cause is not None:
-            raise cause from error
+        ours = own_error(error)
+        if ours is not None:
+            raise ours from error
         raise StorageError(f"the cluster failed while scoring: {str(error).splitlines()[0]}; run "
                            "the command again, finished shards are kept") from error
 
@@ -211,23 +234,6 @@ class WriteTask:
         return pa.Table.from_pylist([{
             "shard": record["shard"], "rows": record["rows"],
             "rejected": sum(record["rejected"].values())}], schema=RECORD)
-
-
-def _steady_rate(arrivals: list[tuple[float, int]], scorers: int) -> float | None:
-    """Images per second after every scorer of the pool has finished its first shard."""
-    if len(arrivals) <= scorers:
-        return None
-    seconds = arrivals[-1][0] - arrivals[scorers - 1][0]
-    return round(sum(rows for _, rows in arrivals[scorers:]) / seconds, 2) if seconds else None
-
-
-def _igd_cause(error: BaseException | None) -> IgdError | None:
-    """The error of ours at the root of a chain of Ray's."""
-    while error is not None:
-        if isinstance(error, IgdError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
 
 
 def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clock,

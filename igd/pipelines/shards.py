@@ -8,6 +8,7 @@ import json
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from datetime import date as Date
 from typing import Any
@@ -44,6 +45,7 @@ SCORED = pa.schema([
 """A scored shard on its way to the writer."""
 
 SCORER_CACHE_BYTES = 1 << 30
+READERS = 16
 
 
 def read_shard(run_at: str, plan: dict[str, Any], shard: int) -> pa.Table:
@@ -123,9 +125,14 @@ class ShardScorer:
             if bundle.sha256 != frozen["sha256"]:
                 raise ModelError(f"model {category}/{bundle.version} changed since this run was "
                                  "planned; restore it, versions are never rewritten")
+            scorer = Scorer(bundle)
+            if scorer.fingerprint != frozen["score_fingerprint"]:
+                raise ModelError(f"this worker would score {category} with other bits than the "
+                                 "driver that planned the run; install the same versions of "
+                                 "igd-ray, torch and pillow on every node")
             judge = Judge(bundle, fpr=self.plan["fpr"], review_fpr=self.plan["review_fpr"])
             size = sum(t.nbytes for t in bundle.model.state_dict().values())
-            self._cache[category] = (Scorer(bundle), judge, size)
+            self._cache[category] = (scorer, judge, size)
             while len(self._cache) > 1 and (
                     sum(entry[2] for entry in self._cache.values()) > SCORER_CACHE_BYTES):
                 self._cache.popitem(last=False)
@@ -178,9 +185,31 @@ def read_scored(run_at: str, record: dict[str, Any]) -> tuple[bytes, pa.Table | 
 
 def read_records(run_at: str) -> dict[int, dict[str, Any]]:
     """Shard number to completion record."""
-    entries = storage.list_objects(storage.join(run_at, "done"))
-    return {int(entry.key.removesuffix(".json")): json.loads(storage.read_bytes(entry.uri))
-            for entry in entries if entry.key.endswith(".json")}
+    uris = [entry.uri for entry in storage.list_objects(storage.join(run_at, "done"))
+            if entry.key.endswith(".json")]
+    with ThreadPoolExecutor(READERS) as pool:
+        records = [json.loads(data) for data in pool.map(storage.read_bytes, uris)]
+    return {record["shard"]: record for record in records}
+
+
+def forget_lost(run_at: str, plan: dict[str, Any],
+                records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The records whose files are there in full; the others are removed, to be done again."""
+    at = storage.join(plan["out"], "heatmaps", f"date={plan['date']}")
+    sizes = {f"shards/{entry.key}": entry.size
+             for entry in storage.list_objects(storage.join(run_at, "shards"))}
+    sizes |= {f"date={plan['date']}/{entry.key}": entry.size
+              for entry in storage.list_objects(at)}
+    whole = {}
+    for shard, record in records.items():
+        files = {record["path"]: record["bytes"]}
+        if record["heatmaps"]:
+            files[record["heatmaps"]["path"]] = record["heatmaps"]["size"]
+        if all(sizes.get(path) == size for path, size in files.items()):
+            whole[shard] = record
+        else:
+            storage.delete(storage.join(run_at, "done", f"{shard:08d}.json"))
+    return whole
 
 
 def count_rejects(records: Sequence[dict[str, Any]]) -> dict[str, int]:

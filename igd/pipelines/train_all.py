@@ -20,7 +20,7 @@ from igd import storage
 from igd.config import config_from_dict, config_to_dict
 from igd.errors import IgdError
 from igd.pipelines.category import CategoryTask, Outcome, train_category
-from igd.pipelines.cluster import EXTRA_CPUS, Resources
+from igd.pipelines.cluster import EXTRA_CPUS, Resources, own_error
 
 POLL_S = 0.5
 TRAINER_STATE = "_training"
@@ -133,16 +133,8 @@ def _outcome(reference: Any, task: CategoryTask) -> Outcome:
         outcome: Outcome = ray.get(reference)
         return outcome
     except (RayError, IgdError) as error:
-        return Outcome(category=task.category, preset=task.config.preset, error=_why(error))
-
-
-def _why(error: BaseException) -> str:
-    """One line for a failed category: our own message where there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, IgdError):
-            return str(seen)
-        inner = getattr(seen, "worker_failures", None) or {}
-        seen = next(iter(inner.values()), None) or getattr(seen, "cause", None) or seen.__cause__
-    text = str(error).strip().splitlines()
-    return text[-1] if text else type(error).__name__
+        ours = own_error(error)
+        text = str(ours or error).strip().splitlines() or [type(error).__name__]
+        return Outcome(category=task.category, preset=task.config.preset,
+                       error=text[0] if ours else text[-1],
+                       exit_code=ours.exit_code if ours else 1)

@@ -28,8 +28,10 @@ def verify(out: str, date: Date) -> dict[str, Any]:
     problems: list[str] = []
     rows = _readable_rows(out, date, problems)
     runs = sorted(set(rows["run_id"].to_pylist()))
-    if not runs and not problems:
+    published = _published_plans(out, date)
+    if not runs and not problems and not published:
         raise DataError(f"nothing is published for {date} in {out}; run igd-ray score first")
+    problems.extend(_categories_gone(published, set(rows["category"].to_pylist())))
     ids = Counter(rows["image_id"].to_pylist())
     twice = [image_id for image_id, count in ids.items() if count > 1]
     if twice:
@@ -46,6 +48,29 @@ def verify(out: str, date: Date) -> dict[str, Any]:
             reason for reason in rows["reject_reason"].to_pylist() if reason).items())),
         "problems": problems,
     }
+
+
+def _published_plans(out: str, date: Date) -> dict[str, dict[str, Any]]:
+    """Plans of the date's published runs, the latest generation of each request, by run id."""
+    latest: dict[str, dict[str, Any]] = {}
+    for name in storage.list_dirs(storage.join(out, "runs")):
+        run_at = storage.join(out, "runs", name)
+        if not name.startswith(date.isoformat()) or (
+                storage.stat(storage.join(run_at, "published.json")) is None):
+            continue
+        plan = read_document(storage.join(run_at, "plan.json"))
+        stem = name.rsplit("-g", 1)[0]
+        if plan is not None and (
+                stem not in latest or latest[stem]["generation"] < plan["generation"]):
+            latest[stem] = plan
+    return {plan["run_id"]: plan for plan in latest.values()}
+
+
+def _categories_gone(published: dict[str, dict[str, Any]], live: set[str]) -> list[str]:
+    """Categories that a run published and that have no row of any run now."""
+    return [f"run {run_id}: category {category} has no row, {count} images were planned"
+            for run_id, plan in published.items()
+            for category, count in plan["counts"].items() if category not in live]
 
 
 def _readable_rows(out: str, date: Date, problems: list[str]) -> pa.Table:

@@ -1,0 +1,49 @@
+"""What a local cluster leaves behind, and whose errors reach the user."""
+
+from __future__ import annotations
+
+import fcntl
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from igd.errors import ModelError
+from igd.pipelines import cluster as connection
+
+
+def test_only_folders_of_dead_drivers_are_swept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(connection, "TEMPORARY", str(tmp_path))
+    for name in ("igd-ray-tmp-dead", "igd-ray-tmp-alive", "igd-ray-tmp-foreign",
+                 "igd-2026-11-23", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("dead", "alive"):
+        (tmp_path / f"igd-ray-tmp-{name}" / connection.LOCK).touch()
+    with open(tmp_path / "igd-ray-tmp-alive" / connection.LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection._sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "igd-2026-11-23", "igd-ray-tmp-alive", "igd-ray-tmp-foreign", "other"]
+
+
+def test_a_folder_is_locked_while_in_use_and_gone_afterwards(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(connection, "TEMPORARY", str(tmp_path))
+    with connection._own_folder() as folder:
+        connection._sweep()
+        assert [str(path) for path in tmp_path.iterdir()] == [folder]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_ours_is_found_without_rays_traceback() -> None:
+    ours = ModelError("the model is damaged")
+    wrapped = RayTaskError("f", "a long traceback", ours).as_instanceof_cause()
+    assert isinstance(wrapped, ModelError)
+    found = connection.own_error(wrapped)
+    assert found is ours and str(found) == "the model is damaged"
+    assert connection.own_error(ValueError("not ours")) is None
+
+
+@pytest.mark.parametrize(("cpus", "scorers"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 12), (64, 48)])
+def test_the_pool_leaves_room_for_the_tasks_that_feed_it(cpus, scorers) -> None:
+    resources = connection.Resources(cpus=cpus, gpus=0)
+    assert resources.scorers == scorers
+    assert cpus == 1 or resources.scorers < cpus

@@ -1,0 +1,135 @@
+"""Which rows a publication replaces: its own request's, and its categories', and no others."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from igd import storage, tables
+from igd.config import preset_config
+from igd.errors import LostRaceError
+from igd.pipelines import score as scoring
+from igd.pipelines.category import CategoryTask, train_category
+from igd.pipelines.publish import publish
+from igd.pipelines.run import Run
+from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.verify import verify
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch) -> None:
+    """Shards are done one by one in this process; all else is the real run."""
+    def inline(run, plan, todo, *_) -> None:
+        scorer = ShardScorer(plan)
+        for shard in todo:
+            write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
+    monkeypatch.setattr(scoring, "_score_shards", inline)
+
+
+@pytest.fixture
+def folder(tiny_data, tmp_path):
+    """Makes a dump of some images of categories: `folder("d1", weave=3, nobody=2)`."""
+    def make(name: str, **counts: int) -> str:
+        for category, count in counts.items():
+            real = category in ("weave", "washer")
+            source = tiny_data / (category if real else "weave") / "test" / "good"
+            for path in sorted(source.glob("*.png"))[:count]:
+                target = tmp_path / name / category / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return str(tmp_path / name)
+    return make
+
+
+def counts(wanted) -> Counter:
+    rows = tables.read(wanted.out, "scores", wanted.date, columns=["category", "image_id"])
+    assert len(set(rows["image_id"].to_pylist())) == len(rows)
+    return Counter(rows["category"].to_pylist())
+
+
+def test_rejects_of_one_dump_outlive_another_dump_of_the_date(asked, folder) -> None:
+    first, second = (asked(folder(name, **images)) for name, images in (
+        ("d1", {"weave": 3, "nobody": 2}), ("d2", {"washer": 3, "nobody": 1})))
+    scoring.score(first)
+    scoring.score(second)
+    assert counts(first) == {"weave": 3, "washer": 3, "_unrouted": 3}
+    assert scoring.score(first)["already_published"]
+    assert scoring.score(second)["already_published"]
+
+
+def test_a_category_that_left_the_dump_leaves_the_table(asked, folder) -> None:
+    wanted = asked(folder("d", weave=3, washer=2))
+    scoring.score(wanted)
+    shutil.rmtree(Path(folder("d")) / "weave")
+    assert scoring.score(wanted)["generation"] == 2
+    assert counts(wanted) == {"washer": 2}
+    assert verify(wanted.out, wanted.date)["problems"] == []
+
+
+def test_a_model_that_came_later_scores_what_was_rejected(asked, folder, tiny_data, tiny_models,
+                                                          tmp_path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(tiny_models / "weave", models / "weave")
+    wanted = asked(folder("d", weave=2, washer=2), models=str(models))
+    assert scoring.score(wanted)["rejected"] == {"unknown_category": 2}
+    train_category(CategoryTask(
+        data=str(tiny_data), category="washer", models=str(models),
+        config=preset_config("fast", ["image.size=64", "calibration.folds=3"])))
+    assert scoring.score(wanted)["rejected"] == {}
+    assert counts(wanted) == {"weave": 2, "washer": 2}
+
+
+@pytest.mark.parametrize("place", ["shards", "heatmaps"])
+def test_a_shard_whose_file_was_lost_is_done_again(asked, folder, place) -> None:
+    wanted = asked(folder("d", weave=4), heatmaps="all")
+    run, plan = scoring._find_or_plan(wanted, 2, lambda progress: None)
+    scoring._score_shards(run, plan, range(plan["shards"]))
+    out = Path(wanted.out.removeprefix("file://"))
+    lost = next((out if place == "heatmaps" else Path(run.at().removeprefix("file://")))
+                .joinpath(place).rglob("*.parquet"))
+    lost.unlink()
+    assert scoring.score(wanted)["scored"] == 4
+    assert verify(wanted.out, wanted.date)["problems"] == []
+
+
+def test_an_older_generation_never_replaces_a_newer_one(asked, folder) -> None:
+    wanted = asked(folder("d", weave=2))
+    scoring.score(wanted)
+    old = Run(request=wanted, generation=1)
+    plan, records = old.read_json("plan.json"), read_records(old.at())
+    folder("d", weave=4)
+    assert scoring.score(wanted)["generation"] == 2
+    with pytest.raises(LostRaceError, match="-g2 published"):
+        publish(old, plan, records)
+    assert counts(wanted) == {"weave": 4}
+
+
+def test_a_run_begun_with_other_arithmetic_is_begun_again(asked, folder) -> None:
+    wanted = asked(folder("d", weave=2))
+    run, plan = scoring._find_or_plan(wanted, 256, lambda progress: None)
+    plan["bundles"]["weave"]["score_fingerprint"] = "of another version"
+    run.write_json("plan.json", plan)
+    assert scoring.score(wanted)["generation"] == 2
+    fingerprints = tables.read(wanted.out, "scores", wanted.date)["score_fingerprint"]
+    assert len(set(fingerprints.to_pylist())) == 1
+
+
+def test_verify_misses_a_category_that_was_deleted_whole(asked, folder) -> None:
+    from deltalake import DeltaTable
+
+    wanted = asked(folder("d", weave=2, washer=2))
+    scoring.score(wanted)
+    DeltaTable(storage.local_path(storage.join(wanted.out, "scores"))).delete("category='weave'")
+    assert any("weave has no row" in line for line in verify(wanted.out, wanted.date)["problems"])
+
+
+def test_an_emptied_dump_replaces_its_rows_and_verify_knows_the_run(asked, folder) -> None:
+    wanted = asked(folder("d", weave=2))
+    scoring.score(wanted)
+    shutil.rmtree(Path(folder("d")) / "weave")
+    assert scoring.score(wanted)["planned"] == 0
+    assert counts(wanted) == {}
+    assert verify(wanted.out, wanted.date)["rows"] == 0
