@@ -26,9 +26,9 @@ POLL_S = 0.5
 TRAINER_STATE = "_training"
 """Folder beside the bundles that Ray Train keeps its state in."""
 
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
-"""glibc gives large blocks back to the kernel at once and takes them again page by page, which
-took nearly half of a training's time."""
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
+"""glibc gives freed memory back to the kernel at once and takes it again page by page; kept, a
+training of the nets has less than a third of the page faults."""
 
 Line = Callable[[str, str], None]
 
