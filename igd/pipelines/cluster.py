@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ TEMPORARY = "/tmp"
 """Ray's sockets live below it, and the path of a socket may have 107 bytes."""
 PREFIX = "igd-ray-tmp-"
 LOCK = "driver.lock"
+REST_AGE_S = 60
 EXTRA_CPUS = 2
 """Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
 
@@ -88,10 +90,17 @@ def _own_folder() -> Iterator[str]:
 
 
 def _sweep() -> None:
-    """Removes what local clusters of killed drivers have left: our folders that nobody locks."""
+    """Removes what local clusters of killed drivers have left: our folders that nobody locks.
+
+    A dying cluster may write into a folder that is being removed; such a rest has no lock.
+    """
     for folder in Path(TEMPORARY).glob(PREFIX + "*"):
         try:
-            if folder.stat().st_uid != os.getuid():
+            info = folder.stat()
+            if info.st_uid != os.getuid():
+                continue
+            if not (folder / LOCK).exists() and time.time() - info.st_mtime > REST_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
                 continue
             with open(folder / LOCK) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

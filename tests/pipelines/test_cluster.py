@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -14,8 +15,9 @@ from igd.pipelines import cluster as connection
 def test_only_folders_of_dead_drivers_are_swept(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(connection, "TEMPORARY", str(tmp_path))
     for name in ("igd-ray-tmp-dead", "igd-ray-tmp-alive", "igd-ray-tmp-foreign",
-                 "igd-2026-11-23", "other"):
+                 "igd-ray-tmp-rest", "igd-2026-11-23", "other"):
         (tmp_path / name).mkdir()
+    os.utime(tmp_path / "igd-ray-tmp-rest", (0, 0))
     for name in ("dead", "alive"):
         (tmp_path / f"igd-ray-tmp-{name}" / connection.LOCK).touch()
     with open(tmp_path / "igd-ray-tmp-alive" / connection.LOCK) as lock:
