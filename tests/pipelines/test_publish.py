@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 import polars
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import dataset
@@ -111,9 +112,15 @@ def lost_row(run: Run, records: dict) -> None:
 
 
 def doubled_row(run: Run, records: dict) -> None:
-    import pyarrow as pa
-
     rewritten(run, records, lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]))
+
+
+def nan_score(run: Run, records: dict) -> None:
+    def spoil(rows: pa.Table) -> pa.Table:
+        at = rows.schema.get_field_index("score")
+        scores = [None if score is None else float("nan") for score in rows["score"].to_pylist()]
+        return rows.set_column(at, rows.schema.field(at), pa.array(scores, pa.float64()))
+    rewritten(run, records, spoil)
 
 
 def uncounted_reject(run: Run, records: dict) -> None:
@@ -121,7 +128,7 @@ def uncounted_reject(run: Run, records: dict) -> None:
 
 
 @pytest.mark.parametrize("harm", [missing_record, missing_file, flipped_byte, lost_row,
-                                  doubled_row, uncounted_reject])
+                                  doubled_row, nan_score, uncounted_reject])
 def test_the_audit_holds_a_run_that_does_not_add_up(finished, harm) -> None:
     run, plan, records = finished
     harm(run, records)
