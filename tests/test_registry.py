@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pickle
+import shlex
 import shutil
 import sys
 import threading
@@ -20,10 +21,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from igd import registry
+from igd import registry, storage
 from igd.config import preset_config
 from igd.errors import ConfigError, ModelError
 from igd.model.igd import IGD
+from igd.model.resnet import ResNet18
 from igd.records import CALIBRATION
 from igd.score.scorer import Scorer
 
@@ -66,7 +68,8 @@ def test_a_saved_model_loads_with_equal_bits(tiny_models: Path, tmp_path: Path) 
 
 def test_nets_load_with_equal_bits(tiny_models: Path, tmp_path: Path) -> None:
     config = preset_config("small", ["net.width=1", "net.latent=4",
-                                     "net.global_encoder=trained"])
+                                     "net.global_encoder=trained",
+                                     "net.local_encoder=trained"])
     model = IGD(config)
     calibration = registry.load_bundle(str(tiny_models), "weave").calibration
     version = registry.save_bundle(str(tmp_path), "nets", model, config, calibration, {})
@@ -283,3 +286,112 @@ def test_other_teacher_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
             registry.load_teacher()
     finally:
         registry.load_teacher.cache_clear()
+
+
+def resnet18_weights() -> dict[str, torch.Tensor]:
+    """Random weights in torchvision's names and shapes, without the classifier."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+
+    def layer(conv: str, norm: str, *shape: int) -> None:
+        weights[f"{conv}.weight"] = 0.05 * torch.randn(shape, generator=generator)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"{norm}.{part}"] = 0.5 + torch.rand(shape[0], generator=generator)
+        weights[f"{norm}.num_batches_tracked"] = torch.tensor(1)
+
+    layer("conv1", "bn1", 64, 3, 7, 7)
+    cin = 64
+    for stage, cout in enumerate((64, 128, 256, 512), 1):
+        for i in range(2):
+            at = f"layer{stage}.{i}."
+            layer(at + "conv1", at + "bn1", cout, cin, 3, 3)
+            layer(at + "conv2", at + "bn2", cout, cout, 3, 3)
+            if cin != cout:
+                layer(at + "downsample.0", at + "downsample.1", cout, cin, 1, 1)
+            cin = cout
+    return weights
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of ResNet18, for reading only."""
+    path = tmp_path_factory.mktemp("resnet") / "resnet18.safetensors"
+    safetensors.torch.save_file(resnet18_weights(), path)
+    return path
+
+
+def test_resnet18_loads_from_a_safetensors_file(resnet18: Path) -> None:
+    image = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].float()
+    expected = ResNet18(resnet18_weights()).pooled(image)
+    for uri in (str(resnet18), resnet18.as_uri()):
+        assert torch.equal(registry.load_resnet18(uri).pooled(image), expected)
+
+
+def test_resnet18_loads_from_s3(resnet18: Path, bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/resnet18.safetensors", resnet18.read_bytes())
+    loaded = registry.load_resnet18(f"{bucket}/resnet18.safetensors").state_dict()
+    local = registry.load_resnet18(str(resnet18)).state_dict()
+    assert all(torch.equal(loaded[name], local[name]) for name in local)
+    with pytest.raises(ModelError, match=f"{bucket}/none are missing"):
+        registry.load_resnet18(f"{bucket}/none")
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none/resnet18.safetensors", "."])
+def test_missing_resnet18_weights_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=rf"{tmp_path}/{name} are missing: expected .*"
+                       r"safetensors file; .*python -c "):
+        registry.load_resnet18(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_is_never_opened_and_the_advice_converts_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    weights = {name: torch.nn.Parameter(tensor) if tensor.is_floating_point() else tensor
+               for name, tensor in resnet18_weights().items()}  # as torchvision's older files
+    torch.save(weights, tmp_path / "resnet18.pth", _use_new_zipfile_serialization=zipped)
+    with monkeypatch.context() as patch, pytest.raises(
+            ModelError, match=r"resnet18\.pth are a torch file .*: expected a safetensors file; "
+            "convert it: ") as caught:
+        patch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
+        registry.load_resnet18(str(tmp_path / "resnet18.pth"))
+    monkeypatch.chdir(tmp_path)
+    _, _, command = str(caught.value).partition("convert it: python -c ")
+    exec(shlex.split(command)[0], {})
+    registry.load_resnet18("resnet18.safetensors")
+
+
+def test_a_damaged_resnet18_file_is_no_torch_file_whatever_its_length_begins_with(
+        tmp_path: Path) -> None:
+    for length in (0x80, 0x4B50):  # as the first byte of a pickle, and of a zip
+        header = b'{"a":' + b" " * (length - 5)
+        (tmp_path / "it").write_bytes(length.to_bytes(8, "little") + header)
+        with pytest.raises(ModelError, match="bytes that are no whole safetensors file"):
+            registry.load_resnet18(str(tmp_path / "it"))
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 1000, -4, -4_000_000])
+def test_a_truncated_resnet18_file_is_named(resnet18: Path, tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data := resnet18.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=rf"cut\.safetensors are {len(data)} bytes that are no "
+                       r"whole safetensors file \(.*\): expected .* ResNet18; copy it again"):
+        registry.load_resnet18(str(path))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.update({"layer1.2.conv2.weight": torch.zeros(64, 64, 3, 3)}), "like .*ResNet34"),
+    (lambda t: t.update({"layer1.0.conv3.weight": torch.zeros(256, 64, 1, 1)}), "like .*ResNet50"),
+    (lambda t: t.pop("layer2.0.downsample.0.weight"), r"lack 'layer2\.0\.downsample\.0\.weight'"),
+    (lambda t: t.update({"conv1.weight": torch.zeros(64, 3, 3, 3)}),
+     r"'conv1\.weight' have shape \(64, 3, 3, 3\): expected \(64, 3, 7, 7\)"),
+    (lambda t: t["bn1.bias"].fill_(torch.nan), r"'bn1\.bias' hold NaN"),
+    (lambda t: t.update({"bn1.bias": torch.zeros(64, dtype=torch.int32)}), "are torch.int32"),
+    (lambda t: t.clear(), r"lack 'conv1\.weight'"),
+], ids=["resnet34", "resnet50", "missing", "shape", "nan", "integer", "empty"])
+def test_another_network_is_refused_naming_file_and_tensor(
+        tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str) -> None:
+    weights = resnet18_weights()
+    change(weights)
+    safetensors.torch.save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=rf"other\.safetensors: .*{message}.*name a file of"):
+        registry.load_resnet18(str(tmp_path / "other.safetensors"))

@@ -100,14 +100,14 @@ class DenseGaussian(nn.Module):
         dense = self.config.dense
         with torch.inference_mode():
             local_NPC = features.local_NPC.double()
-            mean_PC = local_NPC.mean(0)
+            mean_PC = local_NPC.mean(0 if dense.mean == "position" else (0, 1))
             self.mean_PC.copy_(mean_PC)
-            self.whiten_PCC.copy_(_whitening(_local_covariance(local_NPC - mean_PC, dense)))
+            self.whiten_PCC.copy_(whitening(_local_covariance(local_NPC - mean_PC, dense)))
             pooled_ND = features.pooled_ND.double()
             mean_D = pooled_ND.mean(0)
             self.pooled_mean_D.copy_(mean_D)
             self.pooled_whiten_DD.copy_(
-                _whitening(_ridged(_covariance(pooled_ND - mean_D), dense.global_ridge)))
+                whitening(ridged(covariance(pooled_ND - mean_D), dense.global_ridge)))
         return self
 
     def standardise(self, dense_N: Tensor, pooled_N: Tensor) -> DenseGaussian:
@@ -132,25 +132,21 @@ class DenseGaussian(nn.Module):
         return grid_NP.amax(1), torch.stack(pooled), grid_NP
 
     def mix(self, dense_N: Tensor, pooled_N: Tensor) -> Tensor:
-        """The image score: the sum of both distances, standardised by held-out normals."""
+        """The image score: the sum of both distances, standardised by held-out normals.
+
+        Without `dense.pooled`, the local one alone.
+        """
         if not bool((self.scale_22[:, 1] > 0).all()):
             raise NotFittedError("this DenseGaussian has no scale: call standardise first")
         (dense_mean, dense_std), (pooled_mean, pooled_std) = self.scale_22
-        mixed: Tensor = ((dense_N.double() - dense_mean) / dense_std
-                         + (pooled_N.double() - pooled_mean) / pooled_std)
+        mixed: Tensor = (dense_N.double() - dense_mean) / dense_std
+        if self.config.dense.pooled:
+            mixed = mixed + (pooled_N.double() - pooled_mean) / pooled_std
         return mixed
 
     def heatmap(self, grid_NP: Tensor) -> Tensor:
-        """The grid of distances brought to the input's size and smoothed, (N, S, S).
-
-        One image at a time, so that nothing depends on batch-mates.
-        """
-        side, size = self.config.image.size // 16, self.config.image.size
-        grid_N1HW = grid_NP.reshape(-1, 1, side, side).float()
-        maps = [_smooth(F.interpolate(grid_1HW[None], (size, size), mode="bilinear",
-                                      align_corners=False), self.config.dense.smoothing_px)[0]
-                for grid_1HW in grid_N1HW]
-        return torch.cat(maps)
+        """The grid of distances brought to the input's size and smoothed, (N, S, S)."""
+        return grid_heatmap(grid_NP, self.config.image.size, self.config.dense.smoothing_px)
 
     def forward(self, image_NCHW: Tensor) -> Scored:
         """Scores uint8 RGB images (N, 3, S, S), each on its own."""
@@ -159,11 +155,67 @@ class DenseGaussian(nn.Module):
                       self.mix(dense_N, pooled_N), self.heatmap(grid_NP))
 
 
-def _covariance(residual_ND: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class HeldOut:
+    """What models that were fitted without an image's fold say of it, for N normals.
+
+    Attributes:
+        fold_N: each image's fold.
+        dense_N, pooled_N, grid_NP: as `DenseGaussian.distances` has them.
+    """
+
+    fold_N: Tensor
+    dense_N: Tensor
+    pooled_N: Tensor
+    grid_NP: Tensor
+
+
+def fit_standardised(features: Features, config: Config,
+                     teacher: EfficientNetLite0) -> tuple[DenseGaussian, HeldOut]:
+    """Fits on all normals, on the scale of their held-out distances."""
+    fold_N = fold_of_each(len(features), config)
+    dense_N, pooled_N = torch.zeros(len(features)), torch.zeros(len(features))
+    grid_NP = torch.zeros(features.local_NPC.shape[:2])
+    model = DenseGaussian(config, teacher)
+    for fold in range(int(fold_N.max()) + 1):
+        held_out = fold_N == fold
+        model.fit(features[~held_out])
+        dense_N[held_out], pooled_N[held_out], grid_NP[held_out] = model.distances(
+            features[held_out])
+    model.fit(features).standardise(dense_N, pooled_N)
+    return model, HeldOut(fold_N, dense_N, pooled_N, grid_NP)
+
+
+def fold_of_each(count: int, config: Config) -> Tensor:
+    """A fold number for each of `count` images, drawn with the config's seed; (N,)."""
+    folds = min(config.calibration.folds, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    fold_N = torch.empty(count, dtype=torch.long)
+    fold_N[order] = torch.arange(count) % folds
+    return fold_N
+
+
+def grid_heatmap(grid_NP: Tensor, size: int, smoothing_px: float) -> Tensor:
+    """A value per position of the stride-16 grid, brought to the input's size and smoothed.
+
+    One image at a time, so that nothing depends on batch-mates.
+
+    Returns:
+        float32 (N, size, size).
+    """
+    side = size // 16
+    maps = [_smooth(F.interpolate(grid_1HW[None], (size, size), mode="bilinear",
+                                  align_corners=False), smoothing_px)[0]
+            for grid_1HW in grid_NP.reshape(-1, 1, side, side).float()]
+    return torch.cat(maps)
+
+
+def covariance(residual_ND: Tensor) -> Tensor:
+    """Of N residuals about their mean, (D, D)."""
     return residual_ND.T @ residual_ND / max(len(residual_ND) - 1, 1)
 
 
-def _ridged(covariance_CC: Tensor, ridge: float) -> Tensor:
+def ridged(covariance_CC: Tensor, ridge: float) -> Tensor:
     """(1 - ridge) S + ridge (tr/C) I."""
     channels = covariance_CC.shape[-1]
     trace = covariance_CC.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
@@ -173,14 +225,22 @@ def _ridged(covariance_CC: Tensor, ridge: float) -> Tensor:
 
 def _local_covariance(residual_NPC: Tensor, dense: DenseConfig) -> Tensor:
     """Each position's covariance, shrunk to the one shared by all positions, then ridged."""
+    images, positions, _ = residual_NPC.shape
     residual_PNC = residual_NPC.transpose(0, 1)
-    own_PCC = residual_PNC.transpose(1, 2) @ residual_PNC / max(len(residual_NPC) - 1, 1)
+    # each mean costs one degree of freedom; a shared one costs it to all positions together
+    freedom = images - (1 if dense.mean == "position" else 1 / positions)
+    own_PCC = residual_PNC.transpose(1, 2) @ residual_PNC / max(freedom, 1)
     weight = dense.position_weight
-    return _ridged(weight * own_PCC + (1 - weight) * own_PCC.mean(0), dense.ridge)
+    mixed_PCC = weight * own_PCC + (1 - weight) * own_PCC.mean(0)
+    return ridged(mixed_PCC, 1.0 if dense.covariance == "isotropic" else dense.ridge)
 
 
-def _whitening(covariance_CC: Tensor) -> Tensor:
-    """The inverse of the Cholesky factor, so that |W r| is the Mahalanobis distance."""
+def whitening(covariance_CC: Tensor) -> Tensor:
+    """The inverse of the Cholesky factor, so that |W r| is the Mahalanobis distance.
+
+    Raises:
+        DivergedError: the covariance is singular.
+    """
     try:
         factor = torch.linalg.cholesky(covariance_CC)
     except RuntimeError as error:  # torch.linalg.LinAlgError is one

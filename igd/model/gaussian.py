@@ -1,4 +1,4 @@
-"""The Gaussian descriptor: an isotropic Gaussian on f(x), fitted in the E-step (Eq. 7)."""
+"""The descriptor h: an isotropic Gaussian on f(x), fitted in the E-step (Eq. 7), or a sphere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ COLLAPSED = 1e-12
 
 
 class Gaussian(nn.Module):
-    """Centre mu and total variance sigma^2, both part of the saved state."""
+    """Centre mu and total variance sigma^2, both part of the saved state.
+
+    Of Deep SVDD the same two hold centre and squared radius, so that d/s is ||f(x) - c||^2 / R^2.
+    """
 
     mu_D: Tensor
     sigma2: Tensor
@@ -35,18 +38,24 @@ class Gaussian(nn.Module):
         Raises:
             DivergedError: a descriptor is not finite, or all of them are equal.
         """
-        z_ND = z_ND.detach().double()
-        mu_D = z_ND.mean(0)
-        spread = (z_ND - mu_D).square().sum(1).mean()
-        if not torch.isfinite(spread):
-            raise DivergedError("a descriptor is NaN or infinite in the E-step: lower train.lr")
-        if spread <= COLLAPSED * mu_D.square().sum():
-            raise DivergedError(
-                f"the Gaussian collapsed: all {len(z_ND)} descriptors are equal (mean squared "
-                f"distance to the centre {float(spread):.3g}); expected different training "
-                "images and an encoder that tells them apart")
+        mu_D, square_N = _centred(z_ND)
         self.mu_D.copy_(mu_D)
-        self.sigma2.copy_((kappa * spread).clamp(min=SIGMA2_MIN))
+        self.sigma2.copy_((kappa * square_N.mean()).clamp(min=SIGMA2_MIN))
+
+    def fit_sphere(self, z_ND: Tensor, nu: float) -> None:
+        """Soft-boundary Deep SVDD (Ruff et al. 2018, Section 3.3).
+
+        The centre is the mean of the first fit and stays; R^2 leaves out the share `nu`.
+
+        Raises:
+            DivergedError: as `fit`.
+        """
+        mu_D, square_N = _centred(z_ND)
+        if self.fitted:
+            square_N = (z_ND.detach().double() - self.mu_D).square().sum(1)
+        else:
+            self.mu_D.copy_(mu_D)
+        self.sigma2.copy_(torch.quantile(square_N, 1 - nu).clamp(min=torch.finfo().tiny))
 
     def distance(self, z_ND: Tensor) -> Tensor:
         """d/s = ||f(x) - mu||^2 / sigma^2, (N,), the exponent of Eq. 7.
@@ -63,3 +72,19 @@ class Gaussian(nn.Module):
 def gsvdd(distance_N: Tensor) -> Tensor:
     """Eq. 7: 1 - exp(-d/s), in 0 to 1."""
     return -torch.expm1(-distance_N)
+
+
+def _centred(z_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and squared distances to it, in float64, of descriptors that differ."""
+    z_ND = z_ND.detach().double()
+    mu_D = z_ND.mean(0)
+    square_N = (z_ND - mu_D).square().sum(1)
+    spread = square_N.mean()
+    if not torch.isfinite(spread):
+        raise DivergedError("a descriptor is NaN or infinite in the E-step: lower train.lr")
+    if spread <= COLLAPSED * mu_D.square().sum():
+        raise DivergedError(
+            f"the Gaussian collapsed: all {len(z_ND)} descriptors are equal (mean squared "
+            f"distance to the centre {float(spread):.3g}); expected different training "
+            "images and an encoder that tells them apart")
+    return mu_D, square_N

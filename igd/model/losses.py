@@ -51,3 +51,14 @@ def generator_loss(reconstruction: Tensor, adversarial: Tensor, *, weight: float
 def gsvdd_loss(distance_N: Tensor) -> Tensor:
     """Eq. 7 over a batch: the mean of 1 - exp(-d/s)."""
     return gsvdd(distance_N).mean()
+
+
+def soft_boundary_loss(distance_N: Tensor, radius2: Tensor, nu: float) -> Tensor:
+    """Soft-boundary Deep SVDD (Ruff et al. 2018, Eq. 3): what is outside, mean over nu.
+
+    Its R^2 is a constant of the M-step (the radius is set by the nu-quantile).
+
+    Args:
+        distance_N: ||f(x) - c||^2 / R^2.
+    """
+    return (distance_N - 1).clamp(min=0).mean() * radius2 / nu

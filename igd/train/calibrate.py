@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from igd.config import Config
 from igd.errors import DivergedError
-from igd.model.dense import DenseGaussian, extract
+from igd.model.dense import DenseGaussian, extract, fit_standardised
 from igd.model.teacher import EfficientNetLite0
 
 
@@ -43,33 +43,17 @@ def fit_dense(image_NCHW: Tensor, config: Config,
     Args:
         image_NCHW: uint8 RGB, (N, 3, S, S).
     """
-    features = extract(teacher, image_NCHW)
-    fold_N = fold_of_each(len(features), config)
-    dense_N, pooled_N, peak_N = (torch.zeros(len(features)) for _ in range(3))
-    fold_model = DenseGaussian(config, teacher)
-    for fold in range(int(fold_N.max()) + 1):
-        held_out = fold_N == fold
-        fold_model.fit(features[~held_out])
-        dense, pooled, grid_NP = fold_model.distances(features[held_out])
-        dense_N[held_out], pooled_N[held_out] = dense, pooled
-        peak_N[held_out] = fold_model.heatmap(grid_NP).amax((1, 2))
-    score_N = torch.zeros(len(features), dtype=torch.float64)
-    for fold in range(int(fold_N.max()) + 1):
-        held_out = fold_N == fold
-        fold_model.standardise(dense_N[~held_out], pooled_N[~held_out])
-        score_N[held_out] = fold_model.mix(dense_N[held_out], pooled_N[held_out])
-    model = DenseGaussian(config, teacher).fit(features).standardise(dense_N, pooled_N)
-    terms = {"dense_distance": dense_N, "pooled_distance": pooled_N}
-    return model, Calibration(torch.arange(len(features)), terms, score_N, peak_N)
-
-
-def fold_of_each(count: int, config: Config) -> Tensor:
-    """A fold number for each of `count` images, drawn with the config's seed; (N,)."""
-    folds = min(config.calibration.folds, count)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    fold_N = torch.empty(count, dtype=torch.long)
-    fold_N[order] = torch.arange(count) % folds
-    return fold_N
+    model, held = fit_standardised(extract(teacher, image_NCHW), config, teacher)
+    score_N = torch.zeros(len(image_NCHW), dtype=torch.float64)
+    peak_N = torch.zeros(len(image_NCHW))
+    scale = DenseGaussian(config, teacher)  # unfitted: only its scale is used
+    for fold in range(int(held.fold_N.max()) + 1):
+        inside = held.fold_N == fold
+        scale.standardise(held.dense_N[~inside], held.pooled_N[~inside])
+        score_N[inside] = scale.mix(held.dense_N[inside], held.pooled_N[inside])
+        peak_N[inside] = scale.heatmap(held.grid_NP[inside]).amax((1, 2))
+    terms = {"dense_distance": held.dense_N, "pooled_distance": held.pooled_N}
+    return model, Calibration(torch.arange(len(image_NCHW)), terms, score_N, peak_N)
 
 
 def split_normals(count: int, config: Config) -> tuple[Tensor, Tensor]:

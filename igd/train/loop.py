@@ -3,57 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from igd.config import Config
 from igd.errors import DivergedError, ModelError
-from igd.model.igd import IGD, PATCHES, SIDE, patches
-from igd.model.teacher import EfficientNetLite0
+from igd.model.igd import IGD, PATCH, SIDE
+from igd.model.teacher import Teacher
+from igd.train.distill import distill
+from igd.train.inputs import Inputs
 from igd.train.schedule import poly_lr
 from igd.train.step import MStep, draw_alpha, e_step
 
-MEASURED_IMAGES = 64
-MEASURED_PATCHES = 2048
-"""BatchNorm statistics are measured on at most so many inputs, in one batch."""
 
-Report = Callable[[int, dict[str, float]], None]
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        branch: `global` or `local`; one is trained after the other.
+        phase: `distil` counts iterations, `em` epochs.
+        done, steps: iterations or epochs done, of so many; epoch 0 is the very first step, with
+            the terms before any update.
+        metrics: `distil`: `distillation`, the share of the teacher's variance not learnt, and
+            `lr`. `em`: the epoch's mean of every loss term and of d/s (`distance`), `sigma2`
+            and `lr`.
+    """
+
+    branch: str
+    phase: Literal["distil", "em"]
+    done: int
+    steps: int
+    metrics: dict[str, float]
 
 
-def train_nets(images_NCHW_uint8: Tensor, config: Config, *,
-               teacher: EfficientNetLite0 | None = None, report: Report | None = None) -> IGD:
-    """Trains both branches by EM; all randomness comes from `config.seed`.
+Report = Callable[[Progress], None]
+
+
+def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | None = None,
+               report: Report = lambda progress: None) -> IGD:
+    """Distils and trains every branch by EM; all randomness comes from `config.seed`.
 
     Equal images, config, machine and thread count give equal bits.
 
     Args:
-        images_NCHW_uint8: normal RGB images (N, 3, 256, 256), on the device to train on.
-        teacher: the frozen global encoder, on the same device (see `IGD`).
-        report: called after every epoch with its number, from 0, and under `global_*` and
-            `local_*` the mean of every loss term and of d/s (`distance`), `sigma2` and `lr`.
+        images_NCHW_uint8: normal RGB images (N, 3, 256, 256), on the device to train on; 32x32
+            where `net.branches` is "local".
+        teacher: the frozen network, on the same device, where an encoder needs it.
+        report: called after every epoch, and now and then in a distillation.
 
     Raises:
         ModelError: images of another shape or type, or a missing teacher.
         DivergedError: a term is NaN or infinite, or a Gaussian collapsed.
     """
+    side = SIDE if config.net.branches == "both" else PATCH
     shape = tuple(images_NCHW_uint8.shape)
-    if images_NCHW_uint8.dtype != torch.uint8 or shape[1:] != (3, SIDE, SIDE) or shape[0] < 2:
+    if images_NCHW_uint8.dtype != torch.uint8 or shape[1:] != (3, side, side) or shape[0] < 2:
         raise ModelError(f"training images are {images_NCHW_uint8.dtype} {shape}: expected "
-                         f"uint8 (N, 3, {SIDE}, {SIDE}) with N at least 2")
+                         f"uint8 (N, 3, {side}, {side}) with N at least 2")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = IGD(config, teacher).to(images_NCHW_uint8.device)
-    training = _Training(config, model, images_NCHW_uint8)
-    everything = torch.arange(shape[0])
-    for epoch in range(config.train.epochs):
-        training.e_step(training.draw_patches(everything), measure=measured_in(epoch, config))
-        metrics = training.m_steps(epoch)
-        if report is not None:
-            report(epoch, metrics)
-    # mu and sigma of the final map, over every patch. Its BatchNorm statistics stay those that
-    # the last M-steps were taken with: new ones would be another map, which nobody trained.
-    training.e_step(patches(images_NCHW_uint8).flatten(0, 2), measure=False)
+        for name in config.net.encoders:
+            _train_branch(Inputs(model, name, images_NCHW_uint8), config, teacher, report)
     return model.eval()
 
 
@@ -62,82 +77,85 @@ def measured_in(epoch: int, config: Config) -> bool:
     return {"estimated": True, "initial": epoch == 0, "fixed": False}[config.net.batch_norm]
 
 
-class _Training:
-    """What a training keeps between its steps."""
+def _train_branch(inputs: Inputs, config: Config, teacher: Teacher | None,
+                  report: Report) -> None:
+    kind = config.net.encoders[inputs.name]
+    generator = torch.Generator().manual_seed(config.seed)
+    if kind == "distilled":
+        if teacher is None:
+            raise ModelError(f"net.{inputs.name}_encoder is distilled but no teacher was given: "
+                             "pass it as `teacher`")
+        distill(inputs, teacher, config, generator, lambda done, steps, metrics: report(Progress(
+            branch=inputs.name, phase="distil", done=done, steps=steps, metrics=metrics)))
+    if kind != "trained":
+        inputs.freeze()
+    _Em(inputs, config, generator).run(report)
 
-    def __init__(self, config: Config, model: IGD, images_NCHW_uint8: Tensor) -> None:
+
+class _Em:
+    """Expectation and maximisation of one branch."""
+
+    def __init__(self, inputs: Inputs, config: Config, generator: torch.Generator) -> None:
+        self.inputs = inputs
         self.config = config
-        self.model = model
-        self.images = images_NCHW_uint8
-        self.pooled_ND = None if model.teacher is None else _pooled(model.teacher, self.images)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.branches = {"global": model.global_branch, "local": model.local_branch}
-        self.m_step = {name: MStep(branch, config.train)
-                       for name, branch in self.branches.items()}
+        self.generator = generator
+        self.m_step = MStep(inputs.branch, config.train,
+                            frozen=config.net.encoders[inputs.name] != "trained")
 
-    def e_step(self, patches_PCHW_uint8: Tensor, *, measure: bool) -> None:
-        """Both branches, on every image and on these patches.
+    def run(self, report: Report) -> None:
+        epochs = self.config.train.epochs
+        every = torch.arange(self.inputs.total)
+        for epoch in range(epochs):
+            self._e_step(epoch)
+            first, metrics = self._m_steps(epoch)
+            if epoch == 0:
+                report(self._progress(0, first))
+            report(self._progress(epoch + 1, metrics))
+        # Centre and sigma of the final map, over every input. Its BatchNorm statistics stay those
+        # that the last M-steps were taken with: new ones would be another map, which nobody
+        # trained.
+        e_step(self.inputs, every, self.config.train, measured=None)
 
-        Args:
-            measure: whether BatchNorm statistics are measured first.
-        """
-        seen = self.images if self.pooled_ND is None else self.pooled_ND
-        for name, stored, read, most in (
-                ("global", seen, self._read_global, MEASURED_IMAGES),
-                ("local", patches_PCHW_uint8, self.model.normalise, MEASURED_PATCHES)):
-            measured = stored[self._shuffled(len(stored))[:most]] if measure else None
-            e_step(self.branches[name], stored, read, kappa=self.config.train.kappa,
-                   measured=measured)
+    def _progress(self, epoch: int, metrics: dict[str, float]) -> Progress:
+        return Progress(branch=self.inputs.name, phase="em", done=epoch,
+                        steps=self.config.train.epochs, metrics=metrics)
 
-    def m_steps(self, epoch: int) -> dict[str, float]:
-        """One epoch over the shuffled images; the means that `report` gets."""
-        train = self.config.train
-        batches = torch.split(self._shuffled(len(self.images)), train.batch_size)
-        steps = train.epochs * len(batches)
+    def _e_step(self, epoch: int) -> None:
+        """On every input where features are at hand, else on as many as an epoch sees."""
+        inputs, train = self.inputs, self.config.train
+        if inputs.features_IF is None:
+            fitted = inputs.draw(torch.arange(len(inputs.images)), train.patches_per_image,
+                                 self.generator)
+        else:
+            fitted = torch.arange(inputs.total)
+        measured = (fitted[inputs.few(len(fitted), self.generator)]
+                    if measured_in(epoch, self.config) else None)
+        e_step(inputs, fitted, train, measured=measured)
+
+    def _m_steps(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
+        """One epoch over the shuffled images; metrics of its first step, and their means."""
+        train, name = self.config.train, self.inputs.name
+        order = torch.randperm(len(self.inputs.images), generator=self.generator)
+        batches = torch.split(order, train.batch_size)
         history: dict[str, list[Tensor]] = {}
         for i, batch in enumerate(batches):
-            lr = poly_lr(epoch * len(batches) + i, steps, lr=train.lr, power=train.poly_power)
-            for name, term in self._m_step(batch, lr).items():
-                if not torch.isfinite(term):
-                    raise DivergedError(f"{name} is {float(term)} in epoch {epoch}, step {i}: "
-                                        f"expected a finite number; lower train.lr ({train.lr})")
-                history.setdefault(name, []).append(term)
-        metrics = {name: float(torch.stack(values).mean()) for name, values in history.items()}
-        for name, branch in self.branches.items():
-            metrics |= {f"{name}_sigma2": float(branch.gaussian.sigma2), f"{name}_lr": lr}
-        return metrics
-
-    def draw_patches(self, batch: Tensor) -> Tensor:
-        """Random patches of the images numbered in `batch`, without repeats, (P, C, 32, 32)."""
-        k = self.config.train.patches_per_image
-        chosen_NK = torch.rand(len(batch), PATCHES, generator=self.generator).argsort(1)[:, :k]
-        grid = patches(self.images)
-        columns = grid.shape[2]
-        at = (batch[:, None], chosen_NK // columns, chosen_NK % columns)
-        return grid[tuple(index.to(grid.device) for index in at)].flatten(0, 1)
+            lr = poly_lr(epoch * len(batches) + i, train.epochs * len(batches), lr=train.lr,
+                         power=train.poly_power)
+            for term, value in self._m_step(batch, lr).items():
+                if not torch.isfinite(value):
+                    raise DivergedError(f"{name}_{term} is {float(value)} in epoch {epoch}, step "
+                                        f"{i}: expected a finite number; lower train.lr "
+                                        f"({train.lr})")
+                history.setdefault(term, []).append(value)
+        means = {term: float(torch.stack(values).mean()) for term, values in history.items()}
+        settings = {"sigma2": float(self.inputs.branch.gaussian.sigma2), "lr": lr}
+        return ({**{term: float(values[0]) for term, values in history.items()}, **settings},
+                {**means, **settings})
 
     def _m_step(self, batch: Tensor, lr: float) -> dict[str, Tensor]:
-        image_NCHW, patch_PCHW = (self.model.normalise(uint8) for uint8 in
-                                  (self.images[batch], self.draw_patches(batch)))
-        seen = image_NCHW if self.pooled_ND is None else self.pooled_ND[batch]
-        terms: dict[str, Tensor] = {}
-        for name, encoder_input, x_NCHW in (("global", seen, image_NCHW),
-                                            ("local", patch_PCHW, patch_PCHW)):
-            alpha_N = draw_alpha(len(x_NCHW), self.generator).to(x_NCHW.device)
-            step_terms = self.m_step[name](encoder_input, x_NCHW, alpha_N, lr)
-            terms |= {f"{name}_{term}": value for term, value in step_terms.items()}
-        return terms
-
-    def _read_global(self, stored: Tensor) -> Tensor:
-        """What the global encoder reads: cached features as they are, or normalised pixels."""
-        return self.model.normalise(stored) if self.pooled_ND is None else stored
-
-    def _shuffled(self, n: int) -> Tensor:
-        return torch.randperm(n, generator=self.generator).to(self.images.device)
-
-
-def _pooled(teacher: EfficientNetLite0, images_NCHW_uint8: Tensor) -> Tensor:
-    """Frozen features never change in training: (N, 1280), once, one image at a time."""
-    with torch.no_grad():
-        return torch.cat([teacher.pooled(image_1CHW.float())
-                          for image_1CHW in torch.split(images_NCHW_uint8, 1)])
+        inputs = self.inputs
+        input_P = inputs.draw(batch, self.config.train.patches_per_image, self.generator)
+        x_PCHW = inputs.pixels(input_P)
+        seen = x_PCHW if inputs.features_IF is None else inputs.seen(input_P)
+        alpha_P = draw_alpha(len(input_P), self.generator).to(x_PCHW.device)
+        return self.m_step(seen, x_PCHW, alpha_P, lr)

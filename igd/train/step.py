@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -16,51 +14,61 @@ from igd.model.losses import (
     generator_loss,
     gsvdd_loss,
     reconstruction_loss,
+    soft_boundary_loss,
 )
+from igd.train.inputs import Inputs
 
 CHUNK = 225
 """Inputs per forward in the E-step."""
 ALPHA_MAX = 0.5
 
 
-def e_step(branch: Branch, stored: Tensor, read: Callable[[Tensor], Tensor], *, kappa: float,
+def e_step(inputs: Inputs, input_P: Tensor, train: TrainConfig, *,
            measured: Tensor | None) -> None:
-    """BatchNorm statistics of encoder and decoder, then mu, then sigma^2.
+    """BatchNorm statistics of encoder and decoder, then the centre, then sigma^2 (or the radius).
 
-    mu and sigma^2 are those of the map with the new statistics.
+    They are those of the map with the new statistics.
 
     Args:
-        stored: every input of this E-step as it is kept (uint8 pixels or features).
-        read: from a piece of `stored` to what the encoder reads.
-        kappa: see `Gaussian.fit`.
-        measured: the part of `stored` that BatchNorm is measured on, in one batch; None leaves
-            the statistics alone.
+        input_P: numbers of the inputs that the descriptor is fitted on.
+        measured: numbers of those that BatchNorm is measured on, in one batch; None leaves the
+            statistics alone. Those of a frozen encoder always stay.
     """
+    branch = inputs.branch
     if measured is not None:
-        z_ND = measure_batch_norm(branch.encoder, read(measured))
+        seen = inputs.seen(measured)
+        with torch.no_grad():
+            z_ND = (measure_batch_norm(branch.encoder, seen) if inputs.features_IF is None
+                    else branch.encoder.linear(seen))
         measure_batch_norm(branch.decoder, z_ND)
     with torch.no_grad():
-        z_ND = torch.cat([branch.encoder(read(chunk)) for chunk in torch.split(stored, CHUNK)])
-    branch.gaussian.fit(z_ND, kappa)
+        z_ND = torch.cat([branch.describe(inputs.seen(chunk))
+                          for chunk in torch.split(input_P, CHUNK)])
+    if train.descriptor == "dsvdd":
+        branch.gaussian.fit_sphere(z_ND, train.nu)
+    else:
+        branch.gaussian.fit(z_ND, train.kappa)
 
 
 class MStep:
     """Simultaneous updates of a branch's critic and of its encoder and decoder (Eq. 4)."""
 
-    def __init__(self, branch: Branch, train: TrainConfig) -> None:
+    def __init__(self, branch: Branch, train: TrainConfig, *, frozen: bool = False) -> None:
+        """`frozen`: of the encoder only the linear layer is trained."""
         self.branch = branch
         self.train = train
-        self._generator_parameters = [*branch.encoder.parameters(), *branch.decoder.parameters()]
+        encoder = branch.encoder.linear if frozen else branch.encoder
+        self._generator_parameters = [*encoder.parameters(), *branch.decoder.parameters()]
         self._critic_parameters = list(branch.critic.parameters())
         self._generator_adam = self._adam(self._generator_parameters)
         self._critic_adam = self._adam(self._critic_parameters)
 
-    def __call__(self, encoder_input: Tensor, x_NCHW: Tensor, alpha_N: Tensor,
+    def __call__(self, seen: Tensor, x_NCHW: Tensor, alpha_N: Tensor,
                  lr: float) -> dict[str, Tensor]:
         """One update; both gradients are taken before either weight moves.
 
         Args:
-            encoder_input: what the encoder reads, one row per image or patch.
+            seen: what the encoder reads, one row per image or patch.
             x_NCHW: the normalised pixels of the same.
             alpha_N: interpolation coefficients, uniform in 0 to 0.5.
             lr: of both optimisers.
@@ -68,34 +76,44 @@ class MStep:
         Returns:
             The loss terms, and the mean d/s as `distance`; detached scalars.
         """
-        terms = self._losses(encoder_input, x_NCHW, alpha_N)
-        generator = generator_loss(terms["reconstruction"], terms["adversarial"],
-                                   weight=self.train.adversarial_weight) + terms["gsvdd"]
-        generator_grads = torch.autograd.grad(generator, self._generator_parameters,
-                                              retain_graph=True)
-        critic_grads = torch.autograd.grad(terms["critic"], self._critic_parameters)
+        terms = self._losses(seen, x_NCHW, alpha_N)
+        loss = terms["reconstruction"]
+        if self.train.interpolation:
+            loss = generator_loss(loss, terms["adversarial"],
+                                  weight=self.train.adversarial_weight)
+        if self.train.descriptor != "none":
+            loss = loss + terms[self.train.descriptor]
+        generator_grads = torch.autograd.grad(loss, self._generator_parameters,
+                                              retain_graph=self.train.interpolation)
+        if self.train.interpolation:
+            critic_grads = torch.autograd.grad(terms["critic"], self._critic_parameters)
+            _update(self._critic_adam, self._critic_parameters, critic_grads, lr)
         _update(self._generator_adam, self._generator_parameters, generator_grads, lr)
-        _update(self._critic_adam, self._critic_parameters, critic_grads, lr)
         return {name: term.detach() for name, term in terms.items()}
 
-    def _losses(self, encoder_input: Tensor, x_NCHW: Tensor,
-                alpha_N: Tensor) -> dict[str, Tensor]:
+    def _losses(self, seen: Tensor, x_NCHW: Tensor, alpha_N: Tensor) -> dict[str, Tensor]:
         branch, train = self.branch, self.train
-        z_ND = branch.encoder(encoder_input)
-        # x2 of a pair is the batch reversed.
-        z_alpha_ND = alpha_N[:, None] * z_ND + (1 - alpha_N[:, None]) * z_ND.flip(0)
-        y_NCHW, y_alpha_NCHW = branch.decoder(torch.cat([z_ND, z_alpha_ND])).chunk(2)
-        d_alpha_N = branch.critic(y_alpha_NCHW)
-        d_mixed_N = branch.critic(train.zeta * x_NCHW + (1 - train.zeta) * y_NCHW.detach())
+        z_ND = branch.describe(seen)
+        terms: dict[str, Tensor] = {}
+        if train.interpolation:
+            # x2 of a pair is the batch reversed.
+            z_alpha_ND = alpha_N[:, None] * z_ND + (1 - alpha_N[:, None]) * z_ND.flip(0)
+            y_NCHW, y_alpha_NCHW = branch.decoder(torch.cat([z_ND, z_alpha_ND])).chunk(2)
+            d_alpha_N = branch.critic(y_alpha_NCHW)
+            d_mixed_N = branch.critic(train.zeta * x_NCHW + (1 - train.zeta) * y_NCHW.detach())
+            terms = {"adversarial": adversarial_loss(d_alpha_N),
+                     "critic": critic_loss(d_alpha_N, alpha_N, d_mixed_N)}
+        else:
+            y_NCHW = branch.decoder(z_ND)
+        terms["reconstruction"] = reconstruction_loss(
+            branch.intensities(x_NCHW), branch.intensities(y_NCHW), branch.scales,
+            data_range=DATA_RANGE, rho=train.rho)
         distance_N = branch.gaussian.distance(z_ND)
-        return {
-            "reconstruction": reconstruction_loss(x_NCHW, y_NCHW, branch.scales,
-                                                  data_range=DATA_RANGE, rho=train.rho),
-            "adversarial": adversarial_loss(d_alpha_N),
-            "gsvdd": gsvdd_loss(distance_N),
-            "critic": critic_loss(d_alpha_N, alpha_N, d_mixed_N),
-            "distance": distance_N.mean(),
-        }
+        if train.descriptor == "gsvdd":
+            terms["gsvdd"] = gsvdd_loss(distance_N)
+        elif train.descriptor == "dsvdd":
+            terms["dsvdd"] = soft_boundary_loss(distance_N, branch.gaussian.sigma2, train.nu)
+        return {**terms, "distance": distance_N.mean()}
 
     def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.Adam:
         train = self.train

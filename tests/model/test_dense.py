@@ -11,7 +11,14 @@ from igd.config import preset_config
 from igd.data.products import CATEGORIES
 from igd.data.synthetic import render
 from igd.errors import DivergedError, NotFittedError
-from igd.model.dense import POOLED_SIZE, DenseGaussian, Features, extract
+from igd.model.dense import (
+    POOLED_SIZE,
+    DenseGaussian,
+    Features,
+    extract,
+    fit_standardised,
+    fold_of_each,
+)
 from igd.registry import load_teacher
 from igd.train.calibrate import fit_dense
 
@@ -68,6 +75,35 @@ def test_distances_are_mahalanobis_with_the_covariance_of_method(normals: torch.
         assert pooled_N[n].item() == pytest.approx(mahalanobis(residual, covariance), 1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_rung_of_the_ladder_is_the_gaussian_it_says(
+        normals: torch.Tensor, shared: bool, isotropic: bool, weight: float) -> None:
+    config = preset_config("fast", [
+        "image.size=64", f"dense.position_weight={weight}",
+        f"dense.mean={'shared' if shared else 'position'}",
+        f"dense.covariance={'isotropic' if isotropic else 'full'}"])
+    features = extract(load_teacher(), normals)
+    new = extract(load_teacher(), pictures("weave", 1, first=100))
+    _, _, grid_NP = DenseGaussian(config, load_teacher()).fit(features).distances(new)
+
+    x_NPC = features.local_NPC.double().numpy()
+    mean_PC = np.tile(x_NPC.mean((0, 1)), (16, 1)) if shared else x_NPC.mean(0)
+    # 24 images: one mean per position takes 16 degrees of freedom of 384, a shared one takes 1
+    freedom = (24 * 16 - 1) / 16 if shared else 24 - 1
+    own = [(x_NPC[:, p] - mean_PC[p]).T @ (x_NPC[:, p] - mean_PC[p]) / freedom for p in range(16)]
+    if shared:
+        np.testing.assert_allclose(sum(own) / 16, np.cov(x_NPC.reshape(-1, 152), rowvar=False),
+                                   atol=1e-9)
+    for p in range(16):
+        covariance = weight * own[p] + (1 - weight) * sum(own) / 16
+        covariance = (np.trace(covariance) / 152 * np.eye(152) if isotropic
+                      else ridged(covariance, RIDGE))
+        residual = new.local_NPC[0, p].double().numpy() - mean_PC[p]
+        assert grid_NP[0, p].item() == pytest.approx(mahalanobis(residual, covariance), 1e-4)
+
+
 def test_features_are_blocks_4_10_and_14_pooled_to_the_grid(normals: torch.Tensor) -> None:
     features = extract(load_teacher(), normals[:1])
     fine, middle, coarse = load_teacher().features(normals[:1].float(), (4, 10, 14))
@@ -87,6 +123,42 @@ def test_the_score_is_the_sum_of_both_distances_standardised(model: DenseGaussia
     z = sum((d.numpy() - d.numpy().mean()) / d.numpy().std(ddof=1) for d in (dense, pooled))
     np.testing.assert_allclose(model.mix(dense, pooled).numpy(), z, rtol=1e-6)
     assert model.mix(dense, pooled).dtype == torch.float64
+
+
+def test_without_the_pooled_descriptor_the_score_is_the_local_distance_standardised() -> None:
+    config = preset_config("fast", ["image.size=64", "dense.pooled=false"])
+    dense, pooled = torch.tensor([3.0, 5.0, 10.0]), torch.tensor([40.0, 60.0, 50.0])
+    model = DenseGaussian(config, load_teacher()).standardise(dense, pooled)
+    z = (dense.numpy() - dense.numpy().mean()) / dense.numpy().std(ddof=1)
+    np.testing.assert_allclose(model.mix(dense, pooled).numpy(), z, rtol=1e-6)
+    np.testing.assert_array_equal(model.mix(dense, pooled * 9), model.mix(dense, pooled))
+
+
+def test_the_pooled_distance_is_a_term_even_where_the_score_does_not_count_it(
+        normals: torch.Tensor, model: DenseGaussian) -> None:
+    config = preset_config("fast", ["image.size=64", "calibration.folds=4", "dense.pooled=false"])
+    without, _ = fit_dense(normals, config, load_teacher())
+    counted, left_out = model(normals[:2]), without(normals[:2])
+    for name in ("dense_distance", "pooled_distance"):
+        assert torch.equal(counted.terms[name], left_out.terms[name])
+    assert not torch.equal(counted.score_N, left_out.score_N)
+
+
+def test_the_scale_is_that_of_models_that_have_not_seen_the_image(normals: torch.Tensor) -> None:
+    features = extract(load_teacher(), normals)
+    model, held_out = fit_standardised(features, CONFIG, load_teacher())
+    assert torch.equal(held_out.fold_N, fold_of_each(24, CONFIG))
+    for fold in range(4):
+        inside = held_out.fold_N == fold
+        other = DenseGaussian(CONFIG, load_teacher()).fit(features[~inside])
+        dense_N, pooled_N, grid_NP = other.distances(features[inside])
+        assert torch.equal(held_out.dense_N[inside], dense_N)
+        assert torch.equal(held_out.pooled_N[inside], pooled_N)
+        assert torch.equal(held_out.grid_NP[inside], grid_NP)
+    final = DenseGaussian(CONFIG, load_teacher()).fit(features)
+    final.standardise(held_out.dense_N, held_out.pooled_N)
+    for name, tensor in final.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("category", ["weave", "washer"])

@@ -7,10 +7,10 @@ import torch
 
 from igd.config import Config, preset_config
 from igd.errors import DivergedError
-from igd.model.dense import DenseGaussian, extract
+from igd.model.dense import DenseGaussian, extract, fold_of_each
 from igd.model.scored import Scored
 from igd.registry import load_teacher
-from igd.train.calibrate import Calibration, fit_dense, fold_of_each, score_held_out, split_normals
+from igd.train.calibrate import Calibration, fit_dense, score_held_out, split_normals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,12 +4,14 @@ import torch
 from igd.config import preset_config
 from igd.errors import DivergedError, ModelError
 from igd.model.igd import patches
+from igd.registry import load_teacher
 from igd.train import loop
-from igd.train.loop import train_nets
+from igd.train.distill import distill
+from igd.train.loop import Progress, train_nets
 from igd.train.step import e_step
 
-TINY = ["net.width=2", "net.latent=8", "net.global_encoder=trained", "train.batch_size=3",
-        "train.patches_per_image=4", "net.batch_norm=estimated"]
+TINY = ["net.width=2", "net.latent=8", "net.global_encoder=trained", "net.local_encoder=trained",
+        "train.batch_size=3", "train.patches_per_image=4", "net.batch_norm=estimated"]
 
 
 def make_images(n=6):
@@ -19,9 +21,10 @@ def make_images(n=6):
     return (fine * 255).to(torch.uint8)
 
 
-def train(*overrides, seed=0, report=None):
+def train(*overrides, seed=0, report=lambda progress: None):
     config = preset_config("small", [*TINY, *overrides], seed=seed)
-    return train_nets(make_images(), config, report=report)
+    teacher = load_teacher() if config.net.needs_teacher else None
+    return train_nets(make_images(), config, teacher=teacher, report=report)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +35,13 @@ def history():
 @pytest.fixture(scope="module")
 def trained(history):
     return train("train.epochs=6", "train.lr=2e-3",
-                 report=lambda epoch, metrics: history.append((epoch, metrics)))
+                 report=history.append)
 
 
 def test_mu_and_sigma_are_those_of_the_final_map(trained):
     x = trained.normalise(make_images())
-    for branch, encoder_input in ((trained.global_branch, x),
-                                  (trained.local_branch, patches(x).flatten(0, 2))):
+    for name, encoder_input in (("global", x), ("local", patches(x).flatten(0, 2))):
+        branch = trained.branch(name)
         with torch.no_grad():
             z = branch.encoder(encoder_input).double()
         torch.testing.assert_close(branch.gaussian.mu_D.double(), z.mean(0), rtol=1e-4,
@@ -53,24 +56,47 @@ def test_mu_and_sigma_are_those_of_the_final_map(trained):
 def test_the_final_map_is_the_one_that_was_trained(monkeypatch, mode, measured):
     """BatchNorm is measured before an epoch's M-steps, never after the last of them."""
     calls = []
-    monkeypatch.setattr(loop, "e_step", lambda *args, measured, **kwargs: (
-        calls.append(measured is not None), e_step(*args, measured=measured, **kwargs)))
+    monkeypatch.setattr(loop, "e_step", lambda *args, measured: (
+        calls.append(measured is not None), e_step(*args, measured=measured)))
     train("train.epochs=2", "train.patches_per_image=1", f"net.batch_norm={mode}")
-    assert calls == [step for step in measured for _branch in range(2)]
+    assert calls == measured * 2  # one branch after the other
 
 
 def test_losses_fall(trained, history):
-    first, last = history[0][1], history[-1][1]
-    for name in ("global_reconstruction", "local_reconstruction"):
-        assert last[name] < first[name], name
+    for branch in ("global", "local"):
+        epochs = [step.metrics for step in history if step.branch == branch]
+        assert epochs[-1]["reconstruction"] < epochs[0]["reconstruction"], branch
 
 
 def test_report_names_every_term_of_both_branches(trained, history):
-    assert [epoch for epoch, _ in history] == list(range(6))
-    assert set(history[0][1]) == {
-        f"{branch}_{term}" for branch in ("global", "local")
-        for term in ("reconstruction", "adversarial", "gsvdd", "critic", "distance", "sigma2",
-                     "lr")}
+    terms = {"reconstruction", "adversarial", "gsvdd", "critic", "distance", "sigma2", "lr"}
+    seen = [(step.branch, step.phase, step.done, step.steps) for step in history]
+    assert seen == [(branch, "em", done, 6) for branch in ("global", "local")
+                    for done in range(7)]
+    assert all(set(step.metrics) == terms for step in history)
+    assert all(isinstance(step, Progress) for step in history)
+
+
+def test_distillation_comes_first_and_only_the_linear_layer_follows(monkeypatch):
+    """The distilled features are those of the trained model, bit for bit."""
+    kept = {}
+    monkeypatch.setattr(loop, "distill", lambda inputs, *args: (
+        distill(inputs, *args), kept.update({name: value.clone() for name, value in
+                                             inputs.encoder.state_dict().items()})))
+    steps = []
+    model = train("train.epochs=2", "net.local_encoder=distilled", "distill.iterations=6",
+                  "distill.batch_size=4", "distill.max_inputs=30", report=steps.append)
+    local = [step for step in steps if step.branch == "local"]
+    assert [step.phase for step in local] == ["distil"] * 6 + ["em"] * 3
+    assert local[5].done == local[5].steps == 6
+    after = model.branch("local").encoder.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, kept[name])}
+    assert moved == {"linear.weight", "linear.bias"}
+
+
+def test_what_needs_a_teacher_says_so():
+    with pytest.raises(ModelError, match="no teacher was given"):
+        train_nets(make_images(), preset_config("small", [*TINY, "net.local_encoder=distilled"]))
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not():
@@ -78,8 +104,8 @@ def test_equal_seeds_give_equal_bits_and_others_do_not():
     first, second = (train("train.epochs=1").state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = train("train.epochs=1", seed=1).state_dict()
-    assert not torch.equal(first["local_branch.encoder.fc.weight"],
-                           other["local_branch.encoder.fc.weight"])
+    assert not torch.equal(first["branches.local.encoder.fc.weight"],
+                           other["branches.local.encoder.fc.weight"])
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

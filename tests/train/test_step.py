@@ -3,68 +3,100 @@ import copy
 import pytest
 import torch
 
-from igd.config import TrainConfig
+from igd.config import TrainConfig, preset_config
 from igd.errors import NotFittedError
-from igd.model import networks
-from igd.model.gaussian import Gaussian
-from igd.model.igd import Branch
-from igd.model.msssim import LOCAL
+from igd.model.igd import IGD
+from igd.train.inputs import Inputs
 from igd.train.step import MStep, draw_alpha, e_step
 
 TRAIN = TrainConfig(lr=1e-3)
 
 
-def identity(x):
-    return x
-
-
-def make_branch():
+def make_inputs(n=24):
+    """32x32 pictures, each one input of a model that is the local branch alone."""
     torch.manual_seed(0)
-    return Branch(networks.local_encoder(2, 8), networks.local_decoder(2, 8),
-                  networks.local_critic(2), Gaussian(8), LOCAL)
+    model = IGD(preset_config("small", ["net.width=2", "net.latent=8", "net.branches=local",
+                                        "net.local_encoder=trained", "image.size=32"]))
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(n, 3, 4, 4, generator=generator) * 255
+    images = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear").byte()
+    return Inputs(model, "local", images)
 
 
 def make_patches(n=24):
-    generator = torch.Generator().manual_seed(1)
-    coarse = torch.randn(n, 3, 4, 4, generator=generator)
-    return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+    inputs = make_inputs()
+    return inputs.pixels(torch.arange(n))
 
 
 @pytest.fixture
-def branch():
-    branch = make_branch()
-    e_step(branch, make_patches(), identity, kappa=0.5, measured=make_patches())
-    return branch
+def inputs():
+    inputs = make_inputs()
+    every = torch.arange(inputs.total)
+    e_step(inputs, every, TRAIN, measured=every)
+    return inputs
+
+
+@pytest.fixture
+def branch(inputs):
+    return inputs.branch
 
 
 def parameters(net):
     return [p.detach().clone() for p in net.parameters()]
 
 
-def test_e_step_fits_the_map_with_the_new_statistics(branch):
-    x = make_patches()
+def test_e_step_fits_the_map_with_the_new_statistics(inputs):
+    branch, every = inputs.branch, torch.arange(inputs.total)
     with torch.no_grad():
-        z = branch.encoder(x).double()
-    torch.testing.assert_close(branch.gaussian.mu_D.double(), z.mean(0))
+        z = branch.encoder(inputs.pixels(every)).double()
+    torch.testing.assert_close(branch.gaussian.mu_D.double(), z.mean(0), rtol=1e-4, atol=1e-5)
     spread = (z - z.mean(0)).square().sum(1).mean()
-    assert branch.gaussian.sigma2.item() == pytest.approx(max(1, 0.5 * spread.item()), rel=1e-5)
+    assert branch.gaussian.sigma2.item() == pytest.approx(max(1, 0.5 * spread.item()), rel=1e-4)
     before = branch.gaussian.mu_D.clone()
-    e_step(branch, x, identity, kappa=0.5, measured=x)
+    e_step(inputs, every, TRAIN, measured=every)
     torch.testing.assert_close(branch.gaussian.mu_D, before)
 
 
 def test_e_step_leaves_fixed_batch_norm_alone():
-    branch = make_branch()
-    e_step(branch, make_patches(), identity, kappa=0.5, measured=None)
-    norms = [value for name, value in branch.state_dict().items() if "mean_C" in name]
+    inputs = make_inputs()
+    e_step(inputs, torch.arange(inputs.total), TRAIN, measured=None)
+    norms = [value for name, value in inputs.branch.state_dict().items() if "mean_C" in name]
     assert norms
     assert not any(value.any() for value in norms)
+
+
+def test_e_step_of_frozen_features_measures_the_decoder_alone():
+    inputs = make_inputs()
+    every = torch.arange(inputs.total)
+    inputs.freeze()
+    e_step(inputs, every, TRAIN, measured=every)
+    measured = {name: bool(value.any()) for name, value in inputs.branch.state_dict().items()
+                if "mean_C" in name}
+    assert measured == {name: name.startswith("decoder") for name in measured}
+    with torch.no_grad():
+        z = inputs.branch.encoder.linear(inputs.branch.encoder.features(inputs.pixels(every)))
+    torch.testing.assert_close(inputs.branch.gaussian.mu_D, z.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_e_step_of_deep_svdd_sets_the_radius_by_the_nu_quantile_and_keeps_the_centre(inputs):
+    train = TrainConfig(descriptor="dsvdd", nu=0.25)
+    fresh, every = make_inputs(), torch.arange(inputs.total)
+    e_step(fresh, every, train, measured=None)
+    centre = fresh.branch.gaussian.mu_D.clone()
+    with torch.no_grad():
+        fresh.branch.encoder.linear.weight.mul_(3)
+        fresh.branch.encoder.linear.bias.add_(1)
+    e_step(fresh, every, train, measured=None)
+    assert torch.equal(fresh.branch.gaussian.mu_D, centre)
+    with torch.no_grad():
+        distance = fresh.branch.gaussian.distance(fresh.branch.describe(fresh.pixels(every)))
+    assert (distance > 1).float().mean().item() == pytest.approx(0.25, abs=0.05)
 
 
 def test_m_step_needs_an_e_step():
     x = make_patches(4)
     with pytest.raises(NotFittedError):
-        MStep(make_branch(), TRAIN)(x, x, torch.full((4,), 0.2), 1e-3)
+        MStep(make_inputs().branch, TRAIN)(x, x, torch.full((4,), 0.2), 1e-3)
 
 
 def test_each_player_descends_its_own_loss(branch):
@@ -119,3 +151,41 @@ def test_alpha_is_between_zero_and_a_half():
     alpha = draw_alpha(1000, torch.Generator().manual_seed(0))
     assert 0 <= alpha.min() < 0.05
     assert 0.45 < alpha.max() <= 0.5
+
+
+@pytest.mark.parametrize(("overrides", "terms"), [
+    ({"interpolation": False}, {"reconstruction", "gsvdd", "distance"}),
+    ({"interpolation": False, "descriptor": "none"}, {"reconstruction", "distance"}),
+    ({"descriptor": "dsvdd"}, {"reconstruction", "adversarial", "critic", "dsvdd", "distance"})])
+def test_what_is_switched_off_has_no_term_and_moves_nothing(inputs, overrides, terms):
+    branch, x = inputs.branch, make_patches()
+    before = copy.deepcopy(branch.state_dict())
+    found = MStep(branch, TrainConfig(lr=1e-3, **overrides))(x, x, torch.full((24,), 0.3), 1e-3)
+    assert set(found) == terms
+    moved = {name.split(".")[0] for name, value in branch.state_dict().items()
+             if not torch.equal(value, before[name])}
+    expected = {"encoder", "decoder"}
+    assert moved == (expected if "critic" not in terms else {*expected, "critic"})
+
+
+def test_of_a_frozen_encoder_the_linear_layer_alone_is_trained(inputs):
+    inputs.freeze()
+    every = torch.arange(inputs.total)
+    before = copy.deepcopy(inputs.branch.encoder.state_dict())
+    MStep(inputs.branch, TRAIN, frozen=True)(inputs.seen(every), inputs.pixels(every),
+                                             torch.full((24,), 0.3), 1e-3)
+    moved = {name for name, value in inputs.branch.encoder.state_dict().items()
+             if not torch.equal(value, before[name])}
+    assert moved == {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("descriptor", ["gsvdd", "dsvdd"])
+def test_the_descriptors_loss_pulls_towards_the_centre(inputs, descriptor):
+    train = TrainConfig(descriptor=descriptor, interpolation=False)
+    every = torch.arange(inputs.total)
+    inputs.freeze()
+    e_step(inputs, every, train, measured=None)
+    m_step = MStep(inputs.branch, train, frozen=True)
+    distances = [float(m_step(inputs.seen(every), inputs.pixels(every), torch.zeros(24),
+                              1e-4)["distance"]) for _ in range(8)]
+    assert distances[-1] < distances[0]

@@ -1,0 +1,96 @@
+"""What one branch is trained on: images, or the patches of images, by number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from igd.model.igd import CHUNK, IGD, Branch, patches
+from igd.model.networks import Encoder, FeatureEncoder
+
+MEASURED_IMAGES = 64
+MEASURED_PATCHES = 2048
+"""BatchNorm statistics are measured on at most so many inputs, in one batch."""
+
+
+class Inputs:
+    """The inputs of one branch of a model.
+
+    Input i is patch i % each of image i // each; the global branch, and a model that is the local
+    branch alone, have one per image.
+
+    Attributes:
+        each: inputs per image.
+        total: inputs in all.
+        features_IF: what the frozen part of the encoder says of every input, after `freeze`:
+            4 F bytes each, F up to 1,280 for images and 512 for patches.
+    """
+
+    def __init__(self, model: IGD, name: str, images_NCHW_uint8: Tensor) -> None:
+        self.model = model
+        self.name = name
+        self.images = images_NCHW_uint8
+        self._grid = (patches(images_NCHW_uint8) if name == "local"
+                      else images_NCHW_uint8[:, None, None])
+        self.each = self._grid.shape[1] * self._grid.shape[2]
+        self.total = len(images_NCHW_uint8) * self.each
+        self.features_IF: Tensor | None = None
+
+    @property
+    def branch(self) -> Branch:
+        """The branch that is trained."""
+        return self.model.branch(self.name)
+
+    @property
+    def encoder(self) -> Encoder | FeatureEncoder:
+        """The branch's encoder."""
+        return self.branch.encoder
+
+    def draw(self, image_B: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
+        """Numbers of up to `per_image` random inputs of each image, without repeats."""
+        k = min(per_image, self.each)
+        if self.each == 1:
+            return image_B
+        chosen_BK = torch.rand(len(image_B), self.each, generator=generator).argsort(1)[:, :k]
+        return (image_B[:, None] * self.each + chosen_BK).flatten()
+
+    def spread(self, most: int, generator: torch.Generator) -> Tensor:
+        """Numbers of at most `most` inputs, drawn evenly over the images."""
+        every = torch.arange(len(self.images))
+        per_image = max(1, min(self.each, most // len(self.images)))
+        return self.draw(every, per_image, generator)[:most]
+
+    def few(self, of: int, generator: torch.Generator) -> Tensor:
+        """Which of `of` inputs BatchNorm is measured on, in one batch."""
+        most = MEASURED_IMAGES if self.name == "global" else MEASURED_PATCHES
+        return torch.randperm(of, generator=generator)[:most]
+
+    def raw(self, input_P: Tensor) -> Tensor:
+        """Pixels 0..255 as uint8, (P, 3, S, S)."""
+        image_P, place_P = input_P // self.each, input_P % self.each
+        columns = self._grid.shape[2]
+        at = (image_P, place_P // columns, place_P % columns)
+        return self._grid[tuple(index.to(self._grid.device) for index in at)]
+
+    def pixels(self, input_P: Tensor) -> Tensor:
+        """Normalised pixels (P, 3, S, S)."""
+        return self.model.normalise(self.raw(input_P))
+
+    def seen(self, input_P: Tensor) -> Tensor:
+        """What the encoder reads: features (P, F) once they are frozen, else pixels."""
+        if self.features_IF is None:
+            return self.pixels(input_P)
+        return self.features_IF[input_P.to(self.features_IF.device)]
+
+    def freeze(self) -> None:
+        """Keeps the encoder's features: its layers below the linear one change no more."""
+        encoder = self.encoder
+        with torch.no_grad():
+            if isinstance(encoder, Encoder):
+                chunks = torch.split(torch.arange(self.total), CHUNK)
+                self.features_IF = torch.cat([encoder.features(self.pixels(chunk))
+                                              for chunk in chunks])
+            else:
+                self.features_IF = torch.cat([
+                    self.model.teacher_features(self.name, image_1CHW)
+                    for image_1CHW in torch.split(self.images, 1)])
