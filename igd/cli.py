@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from datetime import date as Date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -157,15 +158,26 @@ def evaluate(
     data: Data, models: Models,
     categories: Annotated[str | None, typer.Option(
         metavar="A,B", help="Default: all that have a model.")] = None,
+    fpr: Annotated[float, typer.Option(
+        help="False-positive rate of the calibrated decision that is judged.")] = 0.05,
+    with_ladder: Annotated[bool, typer.Option(
+        "--ladder", help="Also fit and judge the descriptors between the paper's and preset "
+        "fast's, on the same features.")] = False,
+    equalise: Annotated[bool, typer.Option(
+        "--equalise-brightness", help="Bring every image to the normals' mean grey level first: "
+        "what is left is not brightness alone.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Score the test images of an MVTec AD tree and compare with labels and masks.
+    """Score the test images of an MVTec AD tree, beside baselines, against labels and masks.
+
+    Prints image and pixel metrics with 95% intervals over resampled test images.
 
     Example: `igd-ray evaluate mvtec_ad --models ./models --json result.json`
     """
     from igd import registry
     from igd.data import datasets
-    from igd.score.evaluate import evaluate_category
+    from igd.report.text import evaluation_lines, evaluation_notes
+    from igd.score.evaluate import Evaluation, evaluate_category
     from igd.score.scorer import Scorer
 
     known = datasets.categories(data)
@@ -174,19 +186,18 @@ def evaluate(
     if not names:
         raise ConfigError(f"no category of {data} ({', '.join(known)}) has a model in {models}; "
                           "run igd-ray train-all first")
-    results: dict[str, Any] = {}
-    row = "{:24} {:6} {:>7} {:>11} {:>11} {:>9}"
-    print(row.format("category", "preset", "images", "image AUROC", "pixel AUROC", "images/s"))
+    results: list[Evaluation] = []
     for name in names:
-        scorer = Scorer(registry.load_bundle(models, name))
-        result = results[name] = evaluate_category(data, name, scorer)
-        print(row.format(name, result["preset"], result["images"], _auroc(result["image_auroc"]),
-                         _auroc(result["pixel_auroc"]), result["images_per_s"]), flush=True)
-        for text in _evaluation_notes(name, result):
-            _say(text)
-    _write_json(json_file, {"categories": results, "commit": _commit(), "data": data,
-                            "models": models, "version": __version__,
-                            "peak_memory_mb": _peak_memory_mb()})
+        found = evaluate_category(
+            data, name, Scorer(registry.load_bundle(models, name)), fpr=fpr,
+            with_ladder=with_ladder, equalise=equalise, progress=partial(_say_of, name))
+        results.append(found)
+        print("\n".join(evaluation_lines(found)), flush=True)
+        for text in evaluation_notes(found):
+            _say_of(name, text)
+    _write_json(json_file, {"categories": {one.category: one.document() for one in results},
+                            "commit": _commit(), "data": data, "models": models,
+                            "version": __version__, "peak_memory_mb": _peak_memory_mb()})
 
 
 @models_app.command("list")
@@ -430,6 +441,8 @@ def _choose_preset(preset: str | None, resources: Resources) -> tuple[str, str]:
 
 
 def _run_tasks(tasks: list[CategoryTask], resources: Resources, run: Any) -> list[Outcome]:
+    import shlex
+
     def line(category: str, text: str) -> None:
         print(f"  {category}: {text}", flush=True)
 
@@ -440,6 +453,9 @@ def _run_tasks(tasks: list[CategoryTask], resources: Resources, run: Any) -> lis
         print(f"trained {outcome.category} ({outcome.preset}): {outcome.images} images, "
               f"{outcome.seconds:.1f} s, smallest false-positive rate "
               f"{outcome.smallest_alpha:.4f}, version {outcome.version}", flush=True)
+        if outcome.tensorboard:
+            print(f"  {outcome.category}: losses and reconstructions: tensorboard --logdir "
+                  f"{shlex.quote(outcome.tensorboard)}", flush=True)
         for key, reason in outcome.skipped:
             _say(f"  {outcome.category}: skipped {key} ({reason})")
         if outcome.unseen > 0.005:
@@ -504,18 +520,6 @@ def _print_summary(summary: dict[str, Any]) -> None:
               f"{summary['max_reject_share']:.1%} allowed: exit 3")
 
 
-def _evaluation_notes(name: str, result: dict[str, Any]) -> list[str]:
-    notes = [f"  {name}: skipped {skipped}" for skipped in result["skipped"]]
-    if result["without_mask"]:
-        notes.append(f"  {name}: {result['without_mask']} anomalous images have no mask and are "
-                     "left out of the pixel metrics")
-    return notes
-
-
-def _auroc(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _names(text: str | None) -> list[str]:
     names = (name.strip() for name in (text or "").split(","))
     return list(dict.fromkeys(name for name in names if name))
@@ -553,6 +557,10 @@ def _peak_memory_mb() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _say_of(category: str, text: str) -> None:
+    _say(f"  {category}: {text}")
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,7 @@
 """Model bundles: weights as safetensors, everything else as JSON and Parquet, never a pickle.
 
     <models>/<category>/<version>/weights.safetensors, bundle.json, calibration.parquet
+    <models>/<category>/<version>/tensorboard/    of the nets, for people; never read back
     <models>/<category>/production/<seq>.json
 
 `bundle.json` is written last and names the checksums of the others. `production/` is written by
@@ -13,6 +14,7 @@ import functools
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,8 +136,13 @@ def build_model(config: Config) -> nn.Module:
 
 
 def save_bundle(models_uri: str, category: str, model: nn.Module, config: Config,
-                calibration: pa.Table, training: dict[str, Any]) -> str:
-    """Writes a bundle and returns its version; not in production until `promote`."""
+                calibration: pa.Table, training: dict[str, Any],
+                beside: Mapping[str, bytes] = {}) -> str:
+    """Writes a bundle and returns its version; not in production until `promote`.
+
+    Args:
+        beside: further files by their path in the bundle's folder, there before the bundle is.
+    """
     check_name(category, "category")
     weights = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
@@ -154,6 +161,8 @@ def save_bundle(models_uri: str, category: str, model: nn.Module, config: Config
     at = storage.join(models_uri, category, version)
     storage.write_bytes(storage.join(at, "weights.safetensors"), weights)
     storage.write_bytes(storage.join(at, "calibration.parquet"), sink.getvalue())
+    for path, data in beside.items():
+        storage.write_bytes(storage.join(at, path), data)
     storage.put_if_absent(storage.join(at, "bundle.json"), _json(document))
     return version
 

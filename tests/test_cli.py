@@ -36,7 +36,7 @@ def test_the_contract_of_options_holds() -> None:
     """Options that later versions may add to and never rename."""
     promised = {
         "train": "--models --preset --set", "train-all": "--models --categories --preset --set",
-        "evaluate": "--models --categories --json", "models list": "--models",
+        "evaluate": "--models --categories --ladder --json", "models list": "--models",
         "models show": "--models",
         "score": "--models --out --date --category --category-from --heatmaps --fpr --json",
         "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
@@ -129,7 +129,9 @@ def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> N
     for name, numbers in result["categories"].items():
         assert 0.5 < numbers["image_auroc"] <= 1 and 0.5 < numbers["pixel_auroc"] <= 1, name
         assert numbers["preset"] == "fast"
-        assert f"{numbers['image_auroc']:.4f}" in said.stdout
+        row = re.search(rf"^{name}: preset fast.*\n.*\n  igd-ray fast +(\S+)", said.stdout, re.M)
+        assert row and float(row[1]) == pytest.approx(numbers["image_auroc"], abs=0.006)
+        assert set(numbers["baselines"]) >= {"mean_brightness", "image_size", "l1_mean_image"}
     assert "commit" in result
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igd.config import NAME_PATTERN, Config, ImageConfig
-from igd.data.images import Geometry, decode, prepare
+from igd.data.images import Geometry, decode, prepare, prepare_mask
 from igd.errors import (
     DataError,
     ImageError,
@@ -78,6 +78,7 @@ class Loaded:
     Attributes:
         images_NHWC: uint8 (N, size, size, 3), prepared.
         keys: N keys, in the order of the images.
+        size_N2: int64, width and height of each source.
         sha256: N hex digests of the files.
         skipped: (key, reason) of each file that could not be used.
         unseen: mean share of an image's pixels that the crop leaves out, 0 for square images.
@@ -86,10 +87,44 @@ class Loaded:
 
     images_NHWC: NDArray[np.uint8]
     keys: tuple[str, ...]
+    size_N2: NDArray[np.int64]
     sha256: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     unseen: float
     fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """The readable test images of a category, with what is known to be wrong with each.
+
+    Attributes:
+        images_NHWC: uint8 (N, size, size, 3), prepared.
+        size_N2: int64, width and height of each source.
+        keys: N keys, in the order of the images.
+        defects: N names of their folders; `good` is normal.
+        is_anomalous_N: bool.
+        mask_NHW: bool, the anomalous pixels in the model's input.
+        masked_N: whether the image counts for pixel metrics: it is normal, or has a mask.
+        skipped: (key, reason) of each file that could not be used.
+        without_mask, empty_masks: keys of anomalous images whose mask is missing or marks nothing.
+    """
+
+    __test__: ClassVar[bool] = False
+
+    images_NHWC: NDArray[np.uint8]
+    size_N2: NDArray[np.int64]
+    keys: tuple[str, ...]
+    defects: tuple[str, ...]
+    is_anomalous_N: NDArray[np.bool_]
+    mask_NHW: NDArray[np.bool_]
+    masked_N: NDArray[np.bool_]
+    skipped: tuple[tuple[str, str], ...]
+    without_mask: tuple[str, ...]
+    empty_masks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 def categories(data_uri: str) -> list[str]:
@@ -168,6 +203,7 @@ def load_normals(refs: Sequence[ImageRef], config: Config, *,
     """
     images: list[NDArray[np.uint8]] = []
     keyed: list[tuple[str, str]] = []
+    sizes: list[tuple[int, int]] = []
     skipped: list[tuple[str, str]] = []
     unseen = 0.0
     for done, ref in enumerate(refs, start=1):
@@ -175,15 +211,64 @@ def load_normals(refs: Sequence[ImageRef], config: Config, *,
             image_HWC, digest = read_image(ref, config.image)
             images.append(prepare(image_HWC, config.image))
             keyed.append((ref.key, digest))
-            unseen += Geometry.of(image_HWC.shape[1], image_HWC.shape[0], config.image).unseen
+            sizes.append(_size(image_HWC))
+            unseen += Geometry.of(*sizes[-1], config.image).unseen
         except ImageError as error:
             skipped.append((ref.key, error.reason))
         if progress:
             progress(done, len(refs))
     _check_enough(len(images), skipped, config)
     keys, digests = zip(*keyed, strict=True)
-    return Loaded(np.stack(images), keys, digests, tuple(skipped), unseen / len(images),
-                  data_fingerprint(keyed))
+    return Loaded(np.stack(images), keys, np.array(sizes), digests, tuple(skipped),
+                  unseen / len(images), data_fingerprint(keyed))
+
+
+def load_tests(tests: Sequence[TestImage], config: ImageConfig, *,
+               progress: Callable[[int, int], None] | None = None) -> TestSet:
+    """Reads, decodes and prepares test images and their masks; masks by nearest neighbour.
+
+    Args:
+        progress: called with (files done, files in all).
+
+    Raises:
+        DataError: no image can be read, or a mask is damaged or of another aspect ratio.
+    """
+    images: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.bool_]] = []
+    sizes: list[tuple[int, int]] = []
+    kept: list[TestImage] = []
+    skipped: list[tuple[str, str]] = []
+    without, empty = [], []
+    for done, test in enumerate(tests, start=1):
+        try:
+            image_HWC, _ = read_image(test.ref, config)
+        except ImageError as error:
+            skipped.append((test.ref.key, error.reason))
+            continue
+        finally:
+            if progress:
+                progress(done, len(tests))
+        kept.append(test)
+        images.append(prepare(image_HWC, config))
+        sizes.append(_size(image_HWC))
+        mask_HW = np.zeros((config.size, config.size), bool)
+        if test.is_anomalous and test.mask is None:
+            without.append(test.ref.key)
+        elif test.mask is not None and test.is_anomalous:
+            mask_HW, marks = _read_mask(test.mask, sizes[-1], config)
+            empty += [] if marks else [test.ref.key]
+        masks.append(mask_HW)
+    if not kept:
+        raise DataError(f"none of the {len(tests)} test images can be read; the first is "
+                        f"{tests[0].ref.uri} ({skipped[0][1]})")
+    unusable = {*without, *empty}
+    keys = tuple(test.ref.key for test in kept)
+    return TestSet(
+        images_NHWC=np.stack(images), size_N2=np.array(sizes), keys=keys,
+        defects=tuple(test.defect for test in kept),
+        is_anomalous_N=np.array([test.is_anomalous for test in kept]),
+        mask_NHW=np.stack(masks), masked_N=np.array([key not in unusable for key in keys]),
+        skipped=tuple(skipped), without_mask=tuple(without), empty_masks=tuple(empty))
 
 
 def data_fingerprint(keyed: Sequence[tuple[str, str]]) -> str:
@@ -209,6 +294,21 @@ def read_image(ref: ImageRef, config: ImageConfig) -> tuple[NDArray[np.uint8], s
     except ObjectChangedError as error:
         raise ImageError(Reason.CHANGED, str(error)) from None
     return decode(data, max_pixels=config.max_pixels), hashlib.sha256(data).hexdigest()
+
+
+def _size(image_HWC: NDArray[np.uint8]) -> tuple[int, int]:
+    return image_HWC.shape[1], image_HWC.shape[0]
+
+
+def _read_mask(ref: ImageRef, source_size: tuple[int, int],
+               config: ImageConfig) -> tuple[NDArray[np.bool_], bool]:
+    """A mask in input pixels, and whether it marks anything at all, seen or not."""
+    try:
+        mask_HWC, _ = read_image(ref, config)
+        mask_HW = mask_HWC[..., 0]
+        return prepare_mask(mask_HW, source_size, config), bool((mask_HW > 127).any())
+    except DataError as error:
+        raise DataError(f"{ref.uri}: {error}") from error
 
 
 def _check_enough(readable: int, skipped: Sequence[tuple[str, str]], config: Config) -> None:

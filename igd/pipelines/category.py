@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from igd import registry
+from igd import registry, storage
 from igd.config import Config
 from igd.data.datasets import Loaded, load_normals, normal_images
+from igd.model.igd import IGD
+from igd.pipelines import tensorboard
 from igd.records import CALIBRATION
 from igd.score.conformal import Calibrator
 from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
-from igd.train.calibrate import Calibration, fit_dense, score_held_out, split_normals
+from igd.train.calibrate import (
+    Calibration,
+    fit_dense,
+    score_held_out,
+    set_scale,
+    split_held_out,
+    split_normals,
+)
 from igd.train.loop import Progress, train_nets
+from igd.train.strip import strip
 
 Report = Callable[[str], None]
 
@@ -49,6 +59,7 @@ class Outcome:
         version: of the new bundle, in production; None where training failed.
         error, exit_code: one line and a code of the command line, where it failed.
         unseen: mean share of an image's pixels that the centre crop leaves out.
+        tensorboard: where the loss curves and reconstructions are; None for `fast`.
     """
 
     category: str
@@ -59,6 +70,7 @@ class Outcome:
     unseen: float = 0.0
     seconds: float = 0.0
     smallest_alpha: float | None = None
+    tensorboard: str | None = None
     error: str | None = None
     exit_code: int = 0
 
@@ -70,7 +82,7 @@ def train_category(task: CategoryTask, report: Report = lambda line: None) -> Ou
         report: told in a few words how far it is.
 
     Raises:
-        DataError: too few readable normals.
+        DataError: too few readable normals, or too few of them held out.
         DivergedError: training met a NaN or a collapsed Gaussian.
     """
     began = time.monotonic()
@@ -80,34 +92,52 @@ def train_category(task: CategoryTask, report: Report = lambda line: None) -> Ou
     image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
     if task.config.preset == "fast":
         report("fitting")
-        curve: list[dict[str, Any]] = []
-        model: nn.Module
         with pinned_threads(THREADS):
-            model, calibration = fit_dense(image_NCHW, task.config, registry.load_teacher())
+            trained = _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher()))
     else:
-        model, calibration, curve = _train_nets(image_NCHW, task.config, report)
+        trained = _train_nets(image_NCHW, task.config, report)
     report("saving")
-    smallest = Calibrator(calibration.score_M.numpy()).smallest_alpha
+    smallest = Calibrator(trained.calibration.score_M.numpy()).smallest_alpha
     version = registry.save_bundle(
-        task.models, task.category, model, task.config, _rows(calibration, loaded),
-        _provenance(task, loaded, smallest, curve, time.monotonic() - began))
+        task.models, task.category, trained.model, task.config,
+        _rows(trained.calibration, loaded),
+        _provenance(task, loaded, smallest, trained, time.monotonic() - began), trained.files)
     registry.promote(task.models, task.category, version)
+    shown = storage.join(task.models, task.category, version, tensorboard.FOLDER)
     return Outcome(category=task.category, preset=task.config.preset, version=version,
                    images=len(loaded.keys), skipped=loaded.skipped, unseen=loaded.unseen,
-                   seconds=time.monotonic() - began, smallest_alpha=smallest)
+                   seconds=time.monotonic() - began, smallest_alpha=smallest,
+                   tensorboard=shown if trained.files else None)
 
 
-def _train_nets(image_NCHW: Tensor, config: Config,
-                report: Report) -> tuple[nn.Module, Calibration, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Trained:
+    """A model, and what there is to say of its training.
+
+    Attributes:
+        scale: which images set the scale of the score and so calibrate nothing.
+        curve: as training reported it.
+        files: for people to look at, by their path in the bundle.
+    """
+
+    model: nn.Module
+    calibration: Calibration
+    scale: Sequence[int] = ()
+    curve: Sequence[Progress] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def _train_nets(image_NCHW: Tensor, config: Config, report: Report) -> _Trained:
     """Trains on the device at hand; scores the held-out normals as they will be scored."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train_N, held_M = split_normals(len(image_NCHW), config)
+    train_N, held = split_normals(len(image_NCHW), config)
+    scale_K, held_M = split_held_out(held, config)
     teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device)
                if config.net.needs_teacher else None)
-    curve: list[dict[str, Any]] = []
+    timed: list[tuple[float, Progress]] = []
 
     def step_done(progress: Progress) -> None:
-        curve.append(vars(progress))
+        timed.append((time.time(), progress))
         terms = ", ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
         unit = {"distil": "iteration", "em": "epoch"}[progress.phase]
         report(f"{progress.branch} {unit} {progress.done}/{progress.steps}: {terms}")
@@ -115,11 +145,17 @@ def _train_nets(image_NCHW: Tensor, config: Config,
     trained = train_nets(image_NCHW[train_N].to(device), config, teacher=teacher,
                          report=step_done)
     model = registry.build_model(config)
+    assert isinstance(model, IGD)
     model.load_state_dict(trained.cpu().state_dict())
+    model.eval()
     report("calibrating")
     with pinned_threads(THREADS):
-        calibration = score_held_out(model.eval(), image_NCHW[held_M], held_M)
-    return model, calibration, curve
+        if len(scale_K):
+            set_scale(model, image_NCHW[scale_K])
+        calibration = score_held_out(model, image_NCHW[held_M], held_M)
+        strips = {name: strip(model, name, image_NCHW[train_N]).numpy() for name in model.encoders}
+    return _Trained(model, calibration, scale_K.tolist(), [progress for _, progress in timed],
+                    tensorboard.files(timed, strips))
 
 
 def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
@@ -135,7 +171,7 @@ def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
 
 
 def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
-                curve: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+                trained: _Trained, seconds: float) -> dict[str, Any]:
     fast = task.config.preset == "fast"
     return {
         "data": task.data, "images": len(loaded.keys),
@@ -144,5 +180,6 @@ def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
         "preset_reason": task.preset_reason, "seconds": round(seconds, 2),
         "calibration": "cross-conformal" if fast else "split-conformal",
         "smallest_alpha": smallest_alpha, "score_fingerprint": score_fingerprint(task.config),
-        "torch_threads": torch.get_num_threads(), "curve": curve,
+        "scale_images": [loaded.keys[i] for i in trained.scale],
+        "torch_threads": torch.get_num_threads(), "curve": [vars(step) for step in trained.curve],
     }

@@ -9,7 +9,7 @@ of a memory bank, D features or pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from igd.model.dense import (
     DenseGaussian,
     Features,
     covariance,
+    extract,
     grid_heatmap,
     ridged,
     whitening,
@@ -34,6 +35,8 @@ from igd.model.dense import (
 from igd.registry import load_teacher
 from igd.score.coreset import greedy_coreset, nearest_distance, projected
 
+TEACHER_SIDE, CHUNK = 64, 64
+"""Smaller images are enlarged to this side for the teacher, so many at a time."""
 THUMBNAIL = 64
 """PCA sees larger images reduced to this side, by area means."""
 EXPLAINED, MAX_COMPONENTS = 0.95, 128
@@ -263,7 +266,16 @@ OF_THE_GRID: Fits = {"patchcore": PatchCore.fit, "padim": Padim.fit}
 BASELINES: Fits = {**OF_PIXELS, **OF_FEATURES, **OF_THE_GRID}
 
 
-def run_baselines(train: Sample, test: Sample) -> dict[str, BaselineScores]:
+def sample_of(images_NHWC: NDArray[np.uint8], source_size_N2: NDArray[np.int64]) -> Sample:
+    """Images with the teacher's features; small ones are enlarged for it, and get no grid."""
+    x_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
+    features = [extract(load_teacher(), _for_teacher(chunk)) for chunk in torch.split(x_NCHW, CHUNK)]
+    return Sample(images_NHWC, source_size_N2, Features(
+        torch.cat([part.local_NPC for part in features]),
+        torch.cat([part.pooled_ND for part in features])))
+
+
+def baselines(train: Sample, test: Sample) -> Iterator[tuple[str, BaselineScores]]:
     """Fits every baseline on normals and scores the test images, in the order of `BASELINES`.
 
     Those that need what the samples lack, features or their grid, are left out.
@@ -273,7 +285,7 @@ def run_baselines(train: Sample, test: Sample) -> dict[str, BaselineScores]:
         fits |= OF_FEATURES
     if train.has_grid and test.has_grid:
         fits |= OF_THE_GRID
-    return {name: fit(train).score(test) for name, fit in fits.items()}
+    return ((name, fit(train).score(test)) for name, fit in fits.items())
 
 
 def features_of(sample: Sample) -> Features:
@@ -286,6 +298,14 @@ def features_of(sample: Sample) -> Features:
         raise DataError(f"these {len(sample)} images come without teacher features; extract them "
                         "first")
     return sample.features
+
+
+def _for_teacher(image_NCHW: Tensor) -> Tensor:
+    if image_NCHW.shape[-1] >= TEACHER_SIDE:
+        return image_NCHW
+    large_NCHW = F.interpolate(image_NCHW.float(), (TEACHER_SIDE, TEACHER_SIDE), mode="bilinear",
+                               align_corners=False)
+    return large_NCHW.round().to(torch.uint8)
 
 
 def _brightness(sample: Sample) -> NDArray[np.float64]:

@@ -1,92 +1,174 @@
-"""How good a model is on an MVTec AD category's test images."""
+"""How good a model is on an MVTec AD category's test images, and what stands beside it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from igd.config import ImageConfig
-from igd.data.datasets import TestImage, read_image, test_images
-from igd.data.images import prepare, prepare_mask
-from igd.errors import DataError, ImageError
-from igd.score.conformal import clopper_pearson
-from igd.score.metrics import image_auroc, pixel_auroc
+from igd.config import preset_config
+from igd.data.datasets import TestSet, load_normals, load_tests, normal_images, test_images
+from igd.score import paper
+from igd.score.baselines import BaselineScores, baselines, sample_of
+from igd.score.bootstrap import Estimate, image_metrics, pixel_metrics
+from igd.score.conformal import Rule, clopper_pearson
+from igd.score.ladder import ladder
 from igd.score.scorer import Scorer
 
+Progress = Callable[[str], None]
+NO_PIXELS: dict[str, Estimate | None] = dict.fromkeys(
+    ("pixel_auroc", "image_mean_pixel_auroc", "au_pro"))
 
-def evaluate_category(data: str, category: str, scorer: Scorer, *,
-                      fpr: float = 0.05) -> dict[str, Any]:
-    """Scores the test images and compares with their labels and masks.
 
-    Masks are brought to the model's input by nearest neighbour. Test images that cannot be read
-    are named in `skipped`.
+@dataclass(frozen=True, kw_only=True)
+class MethodResult:
+    """What one method made of the test images.
 
-    Returns:
-        image_auroc and pixel_auroc (None where a class or the masks are missing), counts, the
-        realised false-positive rate at `fpr` with its 95% interval, images/s.
+    Attributes:
+        scores_N: float64; higher is more anomalous.
+        metrics: of `igd.score.bootstrap`, with 95% intervals; None where a class or the masks
+            are missing, or the method has no heatmaps.
+    """
+
+    scores_N: NDArray[np.float64]
+    metrics: dict[str, Estimate | None]
+
+    def document(self) -> dict[str, Any]:
+        """Plain data: a number per metric, their intervals under `intervals_95`."""
+        known = {name: found for name, found in self.metrics.items() if found is not None}
+        return {**{name: found and found.value for name, found in self.metrics.items()},
+                "intervals_95": {name: [found.low, found.high] for name, found in known.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One category's test images as the model, the baselines and the ladder see them.
+
+    Attributes:
+        rule: the calibrated decision that `balanced_accuracy` and `fpr_realised` are about.
+        heatmaps_NHW: the model's.
+        normal_scores_M: of the model's calibration normals.
+        baselines, ladder: by name, in the order to print them.
+        seconds: that the model took for the test images, decoding left out.
+        equalised: whether brightness was equalised.
+    """
+
+    category: str
+    preset: str
+    version: str
+    tests: TestSet
+    rule: Rule
+    model: MethodResult
+    heatmaps_NHW: NDArray[np.float32]
+    normal_scores_M: NDArray[np.float64]
+    baselines: dict[str, MethodResult]
+    ladder: dict[str, MethodResult]
+    seconds: float
+    equalised: bool
+
+    @property
+    def paper(self) -> dict[str, float]:
+        """The paper's figures for the category, by metric."""
+        return paper.mvtec(self.category)
+
+    def document(self) -> dict[str, Any]:
+        """Plain data, for JSON; the keys of the model's metrics stand at the top."""
+        tests = self.tests
+        flagged_M = self.model.scores_N[~tests.is_anomalous_N] > self.rule.threshold
+        return {
+            "preset": self.preset, "version": self.version, **self.model.document(),
+            "images": len(tests), "anomalous": int(tests.is_anomalous_N.sum()),
+            "skipped": [f"{key} ({reason})" for key, reason in tests.skipped],
+            "without_mask": len(tests.without_mask), "empty_masks": list(tests.empty_masks),
+            "fpr_asked": self.rule.alpha,
+            "fpr_realised": float(flagged_M.mean()) if len(flagged_M) else None,
+            "fpr_interval_95": clopper_pearson(int(flagged_M.sum()), len(flagged_M)),
+            "brightness_equalised": self.equalised,
+            "baselines": {name: result.document() for name, result in self.baselines.items()},
+            "ladder": {name: result.document() for name, result in self.ladder.items()},
+            "paper": self.paper,
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(len(tests) / self.seconds, 2),
+        }
+
+
+def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 0.05,
+                      with_ladder: bool = False, equalise: bool = False, resamples: int = 1000,
+                      progress: Progress = lambda text: None) -> Evaluation:
+    """Scores the test images with the model and the baselines, against labels and masks.
+
+    The baselines are fitted on the category's normal training images as they are in `data`.
+
+    Args:
+        fpr: false-positive rate of the decision that is judged.
+        with_ladder: also fits and judges the descriptors of `igd.score.ladder`.
+        equalise: brings every image to the mean grey level of the training normals first, so
+            that a difference in brightness alone is worth nothing.
+        resamples: of the test images, for the intervals.
+        progress: told in a few words what is going on.
 
     Raises:
-        DataError: no test images, or a mask of another aspect ratio.
+        DataError: no readable test images or normals, or a mask of another aspect ratio.
     """
-    tests = test_images(data, category)
-    judge = scorer.judge(fpr=fpr, review_fpr=fpr)
-    image_config = scorer.bundle.config.image
-    scores: list[float] = []
-    heatmaps: list[NDArray[np.float32]] = []
-    masks: list[NDArray[np.bool_]] = []
-    kept: list[TestImage] = []
-    skipped: list[str] = []
-    unmasked = 0
+    config = scorer.bundle.config
+
+    def counted(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(f"{what} {done}/{total}") if done % 50 == 0 else None
+
+    tests = load_tests(test_images(data, category), config.image,
+                       progress=counted("reading test images"))
+    normals = load_normals(normal_images(data, category), config,
+                           progress=counted("reading normals"))
+    test_NHWC, normal_NHWC = tests.images_NHWC, normals.images_NHWC
+    if equalise:
+        level = float(normal_NHWC.mean())
+        test_NHWC, normal_NHWC = (equalise_brightness(images, level)
+                                  for images in (test_NHWC, normal_NHWC))
+    progress(f"scoring {len(tests)} images")
     began = time.monotonic()
-    for test in tests:
-        try:
-            image_HWC, _ = read_image(test.ref, image_config)
-        except ImageError as error:
-            skipped.append(f"{test.ref.key} ({error.reason})")
-            continue
-        batch = scorer.score([prepare(image_HWC, image_config)])
-        kept.append(test)
-        scores.append(float(batch.scores[0]))
-        mask = _mask(test, (image_HWC.shape[1], image_HWC.shape[0]), image_config)
-        if mask is None:
-            unmasked += 1
-        else:
-            masks.append(mask)
-            heatmaps.append(batch.heatmaps[0])
+    batch = scorer.score(list(test_NHWC))
     seconds = time.monotonic() - began
-    if not kept:
-        raise DataError(f"none of the {len(tests)} test images of {category} can be read: "
-                        f"{', '.join(skipped[:3])}")
-    is_anomalous = np.array([test.is_anomalous for test in kept])
-    flagged = np.array(scores)[~is_anomalous] > judge.levels.anomalous.threshold
-    return {
-        "preset": scorer.bundle.preset, "version": scorer.bundle.version,
-        "image_auroc": image_auroc(is_anomalous, np.array(scores)),
-        "pixel_auroc": pixel_auroc(np.stack(masks), np.stack(heatmaps)) if masks else None,
-        "images": len(kept), "anomalous": int(is_anomalous.sum()), "skipped": skipped,
-        "without_mask": unmasked,
-        "fpr_asked": judge.levels.anomalous.alpha, "fpr_realised": _share(flagged),
-        "fpr_interval_95": clopper_pearson(int(flagged.sum()), len(flagged)),
-        "seconds": round(seconds, 3), "images_per_s": round(len(kept) / seconds, 2),
-    }
+    rule = scorer.judge(fpr=fpr, review_fpr=fpr).levels.anomalous
+    progress("fitting the baselines")
+    train, test = sample_of(normal_NHWC, normals.size_N2), sample_of(test_NHWC, tests.size_N2)
+    beside = {name: _judged(tests, scores, resamples)
+              for name, scores in baselines(train, test)}
+    rungs: dict[str, MethodResult] = {}
+    if with_ladder:
+        for name, scores in ladder(train, test,
+                                   preset_config("fast", [f"image.size={config.image.size}"])):
+            progress(f"ladder {name}")
+            rungs[name] = _judged(tests, scores, resamples)
+    return Evaluation(
+        category=category, preset=config.preset, version=scorer.bundle.version, tests=tests,
+        rule=rule, heatmaps_NHW=batch.heatmaps,
+        model=_judged(tests, BaselineScores(batch.scores, batch.heatmaps), resamples,
+                      batch.scores > rule.threshold),
+        normal_scores_M=scorer.bundle.calibration["score"].to_numpy(),
+        baselines=beside, ladder=rungs, seconds=seconds, equalised=equalise)
 
 
-def _share(flagged: NDArray[np.bool_]) -> float | None:
-    return float(flagged.mean()) if len(flagged) else None
+def equalise_brightness(images_NHWC: NDArray[np.uint8], level: float) -> NDArray[np.uint8]:
+    """Each image exposed anew: times one factor, so that its mean is `level` (0 to 255).
+
+    White stays white, so that a bright image may end a little below; a black one stays black.
+    """
+    mean_N111 = images_NHWC.mean((1, 2, 3), keepdims=True, dtype=np.float64)
+    gain_N111 = level / np.where(mean_N111 > 0, mean_N111, 1)
+    return np.stack([(image_HWC * gain).round().clip(0, 255).astype(np.uint8)
+                     for image_HWC, gain in zip(images_NHWC, gain_N111, strict=True)])
 
 
-def _mask(test: TestImage, source_size: tuple[int, int],
-          config: ImageConfig) -> NDArray[np.bool_] | None:
-    """The mask in input pixels; empty for a normal image, None where an anomalous one has none."""
-    if not test.is_anomalous:
-        return np.zeros((config.size, config.size), bool)
-    if test.mask is None:
-        return None
-    try:
-        mask_HWC, _ = read_image(test.mask, config)
-        return prepare_mask(mask_HWC[..., 0], source_size, config)
-    except DataError as error:
-        raise DataError(f"{test.mask.uri}: {error}") from error
+def _judged(tests: TestSet, found: BaselineScores, resamples: int,
+            flagged_N: NDArray[np.bool_] | None = None) -> MethodResult:
+    metrics = image_metrics(tests.is_anomalous_N, found.scores_N, flagged_N,
+                            resamples=resamples)
+    use_N, masks = tests.masked_N, tests.mask_NHW
+    if found.heatmaps_NHW is None or not (use_N & tests.is_anomalous_N).any():
+        return MethodResult(scores_N=found.scores_N, metrics={**metrics, **NO_PIXELS})
+    pixels = pixel_metrics(masks[use_N], found.heatmaps_NHW[use_N], resamples=resamples)
+    return MethodResult(scores_N=found.scores_N, metrics={**metrics, **pixels})

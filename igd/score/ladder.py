@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,8 @@ LADDER: Mapping[str, Mapping[str, Any]] = {
 """METHOD "Beyond the paper", row by row: fields of `DenseConfig`."""
 
 
-def ladder(train: Sample, test: Sample, config: Config) -> dict[str, BaselineScores]:
-    """Fits every row of `LADDER` on normals and scores the test images.
+def ladder(train: Sample, test: Sample, config: Config) -> Iterator[tuple[str, BaselineScores]]:
+    """Fits every row of `LADDER` on normals and scores the test images, one row at a time.
 
     Scores are on the scale of held-out normals, as in preset `fast`.
 
@@ -39,8 +39,8 @@ def ladder(train: Sample, test: Sample, config: Config) -> dict[str, BaselineSco
     Raises:
         DataError: a sample has no features.
     """
-    return {name: _rung(train, test, replace(config, dense=replace(config.dense, **fields)))
-            for name, fields in LADDER.items()}
+    return ((name, _rung(train, test, replace(config, dense=replace(config.dense, **fields))))
+            for name, fields in LADDER.items())
 
 
 def _rung(train: Sample, test: Sample, config: Config) -> BaselineScores:

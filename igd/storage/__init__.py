@@ -8,6 +8,7 @@ protocol above is built on; it works alike on a local disk and on S3.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import posixpath
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from igd.errors import ConfigError, ObjectMissingError, StorageError
-from igd.storage import local, s3
+from igd.storage import local
 from igd.storage.entry import Entry
 
 __all__ = ["Entry", "canonical", "delete", "delta_location", "exists_dir", "is_local", "join",
@@ -142,7 +143,8 @@ def train_location(uri: str) -> tuple[str, Any]:
 
 def _backend(uri: str) -> ModuleType:
     if uri.startswith("s3://"):
-        return s3
+        # only here: local work loads no S3 client, and runs where none is installed
+        return importlib.import_module("igd.storage.s3")
     if "://" in uri and not uri.startswith("file://"):
         raise ConfigError(f"{uri!r}: unknown scheme; expected a local path or s3://bucket/key")
     return local

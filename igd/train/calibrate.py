@@ -3,7 +3,7 @@
 `fast` (cross-conformal): the normals are split into K folds; each fold is scored by a model
 fitted on the others, whose standardisation comes from the other folds' held-out distances. The
 final model is fitted on all normals. Nets (split-conformal): the held-out normals are scored by
-the final model.
+the final model; where the score has a scale, one part of them sets it and the rest calibrates.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from igd.config import Config
-from igd.errors import DivergedError
+from igd.errors import DataError, DivergedError
 from igd.model.dense import DenseGaussian, extract, fit_standardised
+from igd.model.igd import IGD
 from igd.model.teacher import EfficientNetLite0
+
+SCALE_MIN = 2
+"""Images that a mean and a deviation take at least, and a calibration."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,38 @@ def split_normals(count: int, config: Config) -> tuple[Tensor, Tensor]:
     held = min(max(2, round(config.calibration.fraction * count)), count - 2)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
     return order[held:].sort().values, order[:held].sort().values
+
+
+def split_held_out(held_M: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Indices that set the scale of the score, and those that calibrate it.
+
+    Profile `standardised` takes half for the scale: an image that had a say in it looks more
+    normal than a new one. The other profiles have no scale, and all indices calibrate.
+
+    Raises:
+        DataError: fewer than two of each.
+    """
+    if config.mix.profile != "standardised":
+        return held_M[:0], held_M
+    if len(held_M) < 2 * SCALE_MIN:
+        raise DataError(f"{len(held_M)} normal images are held out of training: expected at least "
+                        f"{2 * SCALE_MIN} for mix.profile=standardised (one half sets the scale, "
+                        "the other calibrates); add normal images or raise calibration.fraction "
+                        f"({config.calibration.fraction})")
+    order = torch.randperm(len(held_M), generator=torch.Generator().manual_seed(config.seed))
+    scale, rest = held_M[order].tensor_split([len(held_M) // 2])
+    return scale.sort().values, rest.sort().values
+
+
+def set_scale(model: IGD, image_KCHW: Tensor) -> None:
+    """Sets the scale of profile `standardised` from normals (uint8, (K, 3, S, S)), in place.
+
+    Raises:
+        DivergedError: a term is not finite, or does not vary.
+    """
+    model.mix.scale_T2[:, 1] = 1  # any scale: a model without one gives no terms either
+    index_K = torch.arange(len(image_KCHW))
+    model.mix.standardise(score_held_out(model, image_KCHW, index_K).terms)
 
 
 def score_held_out(model: nn.Module, image_NCHW: Tensor, index_M: Tensor) -> Calibration:

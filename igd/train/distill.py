@@ -62,7 +62,7 @@ def distill(inputs: Inputs, teacher: Teacher, config: Config, generator: torch.G
         adam.step()
         losses.append(loss.detach())
         if (i + 1) % every == 0 or i + 1 == settings.iterations:
-            report(i + 1, settings.iterations, {"distillation": _mean(losses, i + 1),
+            report(i + 1, settings.iterations, {"distillation": _mean(losses, inputs.name, i + 1),
                                                 "lr": settings.lr})
             losses.clear()
     encoder.zero_grad()
@@ -94,9 +94,9 @@ def teacher_targets(inputs: Inputs, input_K: Tensor, teacher: Teacher,
     return centred_KF / scale
 
 
-def _mean(losses: list[Tensor], iteration: int) -> float:
+def _mean(losses: list[Tensor], name: str, iteration: int) -> float:
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
-        raise DivergedError(f"distillation is {mean} by iteration {iteration}: expected a finite "
-                            "number; lower distill.lr")
+        raise DivergedError(f"{name}_distillation is {mean} by iteration {iteration}: expected a "
+                            "finite number; lower distill.lr")
     return mean

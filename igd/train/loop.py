@@ -104,7 +104,6 @@ class _Em:
 
     def run(self, report: Report) -> None:
         epochs = self.config.train.epochs
-        every = torch.arange(self.inputs.total)
         for epoch in range(epochs):
             self._e_step(epoch)
             first, metrics = self._m_steps(epoch)
@@ -114,7 +113,7 @@ class _Em:
         # Centre and sigma of the final map, over every input. Its BatchNorm statistics stay those
         # that the last M-steps were taken with: new ones would be another map, which nobody
         # trained.
-        e_step(self.inputs, every, self.config.train, measured=None)
+        self._fit(torch.arange(self.inputs.total), None, "after the last epoch")
 
     def _progress(self, epoch: int, metrics: dict[str, float]) -> Progress:
         return Progress(branch=self.inputs.name, phase="em", done=epoch,
@@ -130,7 +129,13 @@ class _Em:
             fitted = torch.arange(inputs.total)
         measured = (fitted[inputs.few(len(fitted), self.generator)]
                     if measured_in(epoch, self.config) else None)
-        e_step(inputs, fitted, train, measured=measured)
+        self._fit(fitted, measured, f"of epoch {epoch}, before step 0")
+
+    def _fit(self, input_P: Tensor, measured: Tensor | None, when: str) -> None:
+        try:
+            e_step(self.inputs, input_P, self.config.train, measured=measured)
+        except DivergedError as error:
+            raise DivergedError(f"{self.inputs.name}_distance, E-step {when}: {error}") from error
 
     def _m_steps(self, epoch: int) -> tuple[dict[str, float], dict[str, float]]:
         """One epoch over the shuffled images; metrics of its first step, and their means."""

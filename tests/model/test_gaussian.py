@@ -26,6 +26,57 @@ def test_total_variance_is_bounded_below_by_one():
     assert fitted(z).sigma2.item() == 1.0
 
 
+def sphere(z, nu):
+    gaussian = Gaussian(z.shape[1])
+    gaussian.fit_sphere(z, nu)
+    return gaussian
+
+
+def soft_boundary(z, centre, radius2, nu):
+    """Ruff et al. 2018, Eq. 3 without weight decay, term by term: R^2 + what is outside."""
+    outside = [max(0.0, sum((a - c) ** 2 for a, c in zip(row, centre, strict=True)) - radius2)
+               for row in z.tolist()]
+    return radius2 + sum(outside) / (nu * len(outside))
+
+
+def test_a_sphere_has_the_mean_as_centre_and_leaves_out_the_share_nu():
+    z = torch.randn(41, 3, generator=torch.Generator().manual_seed(0)) + 5
+    gaussian = sphere(z, 0.25)
+    torch.testing.assert_close(gaussian.mu_D, z.mean(0))
+    square = sorted((z.double() - z.double().mean(0)).square().sum(1).tolist())
+    assert gaussian.sigma2.item() == pytest.approx(square[30])  # of 0 to 40, 10 are farther out
+    outside = gaussian.distance(z) > 1 + 1e-5
+    assert outside.sum() == 10
+
+
+@pytest.mark.parametrize("nu", [0.1, 0.25, 0.5, 0.9])
+def test_the_radius_minimises_the_soft_boundary_objective(nu):
+    """That is what makes it the nu-quantile (Ruff et al. 2018, Section 3.3)."""
+    z = torch.randn(41, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gaussian = sphere(z, nu)
+    centre, radius2 = gaussian.mu_D.tolist(), gaussian.sigma2.item()
+    at = soft_boundary(z, centre, radius2, nu)
+    others = [soft_boundary(z, centre, radius2 * factor, nu)
+              for factor in (0.0, 0.5, 0.9, 1.1, 2.0)]
+    assert at < min(others)
+
+
+def test_the_centre_of_a_sphere_stays_and_its_radius_follows():
+    first = torch.randn(21, 3, generator=torch.Generator().manual_seed(2))
+    gaussian = sphere(first, 0.1)
+    centre = gaussian.mu_D.clone()
+    then = 2 * first + 1
+    gaussian.fit_sphere(then, 0.1)
+    assert torch.equal(gaussian.mu_D, centre)
+    square = sorted((then - centre).square().sum(1).tolist())
+    assert gaussian.sigma2.item() == pytest.approx(square[18])
+
+
+def test_a_sphere_around_nothing_is_a_collapse():
+    with pytest.raises(DivergedError, match="collapsed"):
+        sphere(torch.ones(10, 4), 0.1)
+
+
 def test_gsvdd_grows_from_zero_to_one():
     values = gsvdd(torch.tensor([0.0, 1.0, 2.0, 1e3], dtype=torch.float64))
     assert values[0] == 0

@@ -26,7 +26,7 @@ from igd.score.baselines import (
     PatchCore,
     Pca,
     Sample,
-    run_baselines,
+    baselines,
 )
 from igd.score.coreset import greedy_coreset, projected
 
@@ -123,8 +123,7 @@ def test_images_of_the_fit_score_below_fresh_ones(name: str, train: Sample, test
 
 
 def test_a_repeated_fit_gives_equal_bits(train: Sample, test: Sample) -> None:
-    for one, two in zip(run_baselines(train, test).values(), run_baselines(train, test).values(),
-                        strict=True):
+    for (_, one), (_, two) in zip(baselines(train, test), baselines(train, test), strict=True):
         np.testing.assert_array_equal(one.scores_N, two.scores_N)
 
 
@@ -260,7 +259,7 @@ def test_what_cannot_be_had_from_a_sample_is_left_out() -> None:
     rng = np.random.default_rng(0)
     bare = Sample(rng.integers(0, 256, (700, 32, 32, 3), np.uint8), np.full((700, 2), 28))
     pixels = ["mean_brightness", "image_size", "l1_mean_image", "pca"]
-    scores = run_baselines(only(bare, list(range(400))), bare)
+    scores = dict(baselines(only(bare, list(range(400))), bare))
     assert list(scores) == pixels
     assert all(len(s.scores_N) == 700 and np.isfinite(s.scores_N).all() for s in scores.values())
     with pytest.raises(DataError, match="700 images come without teacher features"):
@@ -268,9 +267,9 @@ def test_what_cannot_be_had_from_a_sample_is_left_out() -> None:
 
     features = pooled_only(torch.randn(700, 1216)).features
     pooled = Sample(bare.images_NHWC, bare.source_size_N2, features)
-    assert list(run_baselines(pooled, pooled)) == [*pixels, "knn", "mahalanobis"]
-    assert list(run_baselines(pooled, bare)) == pixels
+    assert list(dict(baselines(pooled, pooled))) == [*pixels, "knn", "mahalanobis"]
+    assert list(dict(baselines(pooled, bare))) == pixels
 
 
 def test_all_baselines_run_in_their_order_where_all_is_there(train: Sample, test: Sample) -> None:
-    assert list(run_baselines(train, test)) == list(BASELINES)
+    assert list(dict(baselines(train, test))) == list(BASELINES)

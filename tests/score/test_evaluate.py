@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,15 @@ import pytest
 from PIL import Image
 
 from igd.errors import DataError
-from igd.score.evaluate import evaluate_category
+from igd.report.text import evaluation_lines, evaluation_notes
+from igd.score import evaluate
+from igd.score.ladder import LADDER
+from igd.score.metrics import pixel_auroc
 from igd.score.scorer import Scorer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+evaluate_category = partial(evaluate.evaluate_category, resamples=50)
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +30,20 @@ def scorer(tiny_models: Path) -> Scorer:
 @pytest.fixture
 def data(tiny_data: Path, tmp_path: Path) -> Path:
     """Test images of `weave` that may be damaged."""
-    for part in ("test", "ground_truth"):
+    for part in ("train", "test", "ground_truth"):
         shutil.copytree(tiny_data / "weave" / part, tmp_path / "weave" / part)
     return tmp_path
 
 
 def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: Path) -> None:
-    result = evaluate_category(str(data), "weave", scorer, fpr=0.2)
-    assert set(result) == {
-        "preset", "version", "image_auroc", "pixel_auroc", "images", "anomalous", "skipped",
-        "without_mask", "fpr_asked", "fpr_realised", "fpr_interval_95", "seconds", "images_per_s"}
+    result = evaluate_category(str(data), "weave", scorer, fpr=0.2).document()
+    metrics = {"image_auroc", "image_ap", "pixel_auroc", "image_mean_pixel_auroc", "au_pro"}
+    assert set(result) == metrics | {
+        "balanced_accuracy", "intervals_95", "preset", "version", "images", "anomalous", "skipped",
+        "without_mask", "empty_masks", "fpr_asked", "fpr_realised", "fpr_interval_95",
+        "brightness_equalised", "baselines", "ladder", "paper", "seconds", "images_per_s"}
+    assert set(result["intervals_95"]) == metrics | {"balanced_accuracy"}
+    assert all(low <= result[name] <= high for name, (low, high) in result["intervals_95"].items())
     assert (result["preset"], result["version"]) == ("fast", scorer.bundle.version)
     assert (result["images"], result["anomalous"], result["skipped"]) == (12, 6, [])
     assert result["without_mask"] == 0 and result["fpr_asked"] == 0.2
@@ -47,6 +59,8 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
     assert result["fpr_realised"] == sum(score > threshold for score in normal) / 6
     in_order = sum(d > n for d in defective for n in normal)
     assert result["image_auroc"] == pytest.approx(in_order / 36)
+    caught = sum(score > threshold for score in defective) / 6
+    assert result["balanced_accuracy"] == pytest.approx((caught + 1 - result["fpr_realised"]) / 2)
     assert 0.5 < result["pixel_auroc"] <= 1  # sees planted defects, upright and in place
     low, high = result["fpr_interval_95"]
     assert low <= result["fpr_realised"] <= high
@@ -54,14 +68,58 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
 
 def test_without_masks_there_is_no_pixel_auroc(scorer: Scorer, data: Path) -> None:
     shutil.rmtree(data / "weave" / "ground_truth")
-    result = evaluate_category(str(data), "weave", scorer)
+    result = evaluate_category(str(data), "weave", scorer).document()
     assert result["pixel_auroc"] is None and result["without_mask"] == 6
     assert result["image_auroc"] is not None
 
 
+def test_an_empty_mask_is_named_and_its_image_left_out_of_the_pixel_metrics(
+        scorer: Scorer, data: Path) -> None:
+    before = evaluate_category(str(data), "weave", scorer)
+    mask = min((data / "weave" / "ground_truth").rglob("*.png"))
+    Image.new("L", (64, 64)).save(mask)
+    after = evaluate_category(str(data), "weave", scorer)
+    key = f"test/{mask.parent.name}/{mask.stem.removesuffix('_mask')}.png"
+    assert after.tests.empty_masks == (key,) and not after.tests.without_mask
+    assert after.model.metrics["image_auroc"] == before.model.metrics["image_auroc"]
+    others = ~np.isin(before.tests.keys, [key])
+    expected = pixel_auroc(before.tests.mask_NHW[others], before.heatmaps_NHW[others])
+    assert after.document()["pixel_auroc"] == expected
+    assert evaluation_notes(after) == [
+        f"the mask of {key} marks nothing; left out of the pixel metrics"]
+
+
+def test_a_mask_of_another_size_and_the_same_shape_is_used(scorer: Scorer, data: Path) -> None:
+    before = evaluate_category(str(data), "weave", scorer)
+    for mask in (data / "weave" / "ground_truth").rglob("*.png"):
+        Image.open(mask).resize((192, 192), Image.Resampling.NEAREST).save(mask)
+    after = evaluate_category(str(data), "weave", scorer)
+    np.testing.assert_array_equal(after.tests.mask_NHW, before.tests.mask_NHW)
+
+
+def test_brightness_alone_is_worth_nothing_once_equalised(scorer: Scorer, data: Path) -> None:
+    for path in (data / "weave" / "test").glob("*/*.png"):
+        if path.parent.name != "good":
+            Image.open(path).point(lambda level: level * 0.6).save(path)
+    plain, equalised = (evaluate_category(str(data), "weave", scorer, equalise=equalise)
+                        .document()["baselines"]["mean_brightness"]["image_auroc"]
+                        for equalise in (False, True))
+    assert plain == 1.0 and equalised < 0.9
+
+
+def test_the_ladder_stands_beside_where_it_is_asked_for(scorer: Scorer, data: Path) -> None:
+    found = evaluate_category(str(data), "weave", scorer, with_ladder=True)
+    assert list(found.ladder) == list(LADDER)
+    last = found.ladder["half_shrunk_pooled"]  # preset fast, fitted again on the same normals
+    for name in ("pixel_auroc", "au_pro"):
+        assert last.document()[name] == pytest.approx(found.document()[name], rel=1e-5)
+    assert [line.split()[:2] for line in evaluation_lines(found)[-len(LADDER):]] == [
+        ["ladder", name] for name in LADDER]
+
+
 def test_without_one_class_there_is_no_auroc(scorer: Scorer, data: Path) -> None:
     shutil.rmtree(data / "weave" / "test" / "good")
-    result = evaluate_category(str(data), "weave", scorer)
+    result = evaluate_category(str(data), "weave", scorer).document()
     assert (result["image_auroc"], result["fpr_realised"]) == (None, None)
     assert result["fpr_interval_95"] == (0.0, 1.0)
 
@@ -69,7 +127,7 @@ def test_without_one_class_there_is_no_auroc(scorer: Scorer, data: Path) -> None
 def test_an_unreadable_test_image_is_skipped_and_named(scorer: Scorer, data: Path) -> None:
     path = data / "weave" / "test" / "good" / "001.png"
     path.write_bytes(path.read_bytes()[:200])
-    result = evaluate_category(str(data), "weave", scorer)
+    result = evaluate_category(str(data), "weave", scorer).document()
     assert result["skipped"] == ["test/good/001.png (truncated)"]
     assert (result["images"], result["anomalous"]) == (11, 6)
 
@@ -78,7 +136,7 @@ def test_with_no_readable_test_image_there_is_nothing_to_report(scorer: Scorer,
                                                                 data: Path) -> None:
     for path in (data / "weave" / "test").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of the 12 test images of weave .*png \(empty\)"):
+    with pytest.raises(DataError, match=r"none of the 12 test images .*000.png \(empty\)"):
         evaluate_category(str(data), "weave", scorer)
 
 

@@ -43,7 +43,7 @@ def test(one_thread: None) -> Sample:
 
 @pytest.fixture(scope="module")
 def rungs(train: Sample, test: Sample) -> dict[str, BaselineScores]:
-    return ladder(train, test, CONFIG)
+    return dict(ladder(train, test, CONFIG))
 
 
 def test_the_ladder_has_methods_rows_in_their_order(rungs: dict[str, BaselineScores]) -> None:
@@ -94,7 +94,7 @@ def test_the_row_per_position_is_padim(train: Sample, test: Sample,
 def test_what_the_rows_leave_open_is_the_configs(train: Sample, test: Sample,
                                                  rungs: dict[str, BaselineScores]) -> None:
     config = replace(CONFIG, dense=replace(CONFIG.dense, ridge=0.5, position_weight=0.3))
-    other = ladder(train, test, config)
+    other = dict(ladder(train, test, config))
     for name, fields in LADDER.items():
         same = np.array_equal(rungs[name].scores_N, other[name].scores_N)
         assert same == (fields["covariance"] == "isotropic"), name  # which knows no ridge
@@ -103,4 +103,4 @@ def test_what_the_rows_leave_open_is_the_configs(train: Sample, test: Sample,
 def test_a_sample_without_features_is_an_error(train: Sample) -> None:
     bare = Sample(train.images_NHWC, train.source_size_N2)
     with pytest.raises(DataError, match="without teacher features"):
-        ladder(bare, train, CONFIG)
+        dict(ladder(bare, train, CONFIG))

@@ -6,11 +6,17 @@ import pytest
 import torch
 
 from igd.config import Config, preset_config
-from igd.errors import DivergedError
+from igd.errors import DataError, DivergedError
 from igd.model.dense import DenseGaussian, extract, fold_of_each
 from igd.model.scored import Scored
 from igd.registry import load_teacher
-from igd.train.calibrate import Calibration, fit_dense, score_held_out, split_normals
+from igd.train.calibrate import (
+    Calibration,
+    fit_dense,
+    score_held_out,
+    split_held_out,
+    split_normals,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,6 +131,33 @@ def test_nets_hold_out_the_share_asked_for_and_leave_two_of_each(
                zip(split_normals(count, settings), (train_N, held_M), strict=True))
     if count == 100:
         assert not torch.equal(held_M, split_normals(count, config(seed=4))[1])
+
+
+@pytest.mark.parametrize(("held", "scale"), [(4, 2), (9, 4), (50, 25)])
+def test_one_half_of_the_held_out_sets_the_scale_and_the_other_calibrates(
+        held: int, scale: int) -> None:
+    held_M = torch.arange(held) * 3
+    settings = config("mix.profile=standardised")
+    scale_K, rest_M = split_held_out(held_M, settings)
+    assert len(scale_K) == scale and len(rest_M) == held - scale
+    assert sorted([*scale_K.tolist(), *rest_M.tolist()]) == held_M.tolist()
+    assert torch.equal(split_held_out(held_M, settings)[0], scale_K)
+    if held == 50:
+        assert scale_K.max() > rest_M.min()  # drawn, not cut
+        other = config("mix.profile=standardised", seed=1)
+        assert not torch.equal(split_held_out(held_M, other)[0], scale_K)
+
+
+@pytest.mark.parametrize("profile", ["paper", "official"])
+def test_without_a_scale_all_of_them_calibrate(profile: str) -> None:
+    scale_K, rest_M = split_held_out(torch.tensor([3, 7]), config(f"mix.profile={profile}"))
+    assert scale_K.tolist() == [] and rest_M.tolist() == [3, 7]
+
+
+def test_too_few_held_out_normals_for_a_scale_say_how_many_are_needed() -> None:
+    with pytest.raises(DataError, match=r"3 normal images are held out .* at least 4 .*"
+                                        r"raise calibration.fraction \(0.2\)"):
+        split_held_out(torch.arange(3), config("mix.profile=standardised"))
 
 
 class Fixed(torch.nn.Module):

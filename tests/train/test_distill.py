@@ -70,6 +70,6 @@ def test_equal_images_teach_nothing():
 
 
 def test_a_rate_that_diverges_is_named():
-    with pytest.raises(DivergedError, match=r"distillation is (nan|inf) by iteration"):
+    with pytest.raises(DivergedError, match=r"local_distillation is (nan|inf) by iteration 3:"):
         distill(make_inputs(4), Colours(), config("distill.lr=1e30"),
                 torch.Generator().manual_seed(0), lambda *args: None)

@@ -5,10 +5,10 @@ from igd.config import preset_config
 from igd.errors import DivergedError, ModelError
 from igd.model.igd import patches
 from igd.registry import load_teacher
-from igd.train import loop
+from igd.train import loop, step
 from igd.train.distill import distill
 from igd.train.loop import Progress, train_nets
-from igd.train.step import e_step
+from igd.train.step import MStep, e_step
 
 TINY = ["net.width=2", "net.latent=8", "net.global_encoder=trained", "net.local_encoder=trained",
         "train.batch_size=3", "train.patches_per_image=4", "net.batch_norm=estimated"]
@@ -116,8 +116,56 @@ def test_divergence_names_epoch_step_and_term():
 
 def test_equal_images_collapse():
     config = preset_config("small", [*TINY, "train.epochs=1"])
-    with pytest.raises(DivergedError, match="collapsed"):
+    with pytest.raises(DivergedError, match="global_distance, E-step of epoch 0, before step 0: "
+                                            "the Gaussian collapsed"):
         train_nets(make_images(1).expand(4, -1, -1, -1), config)
+
+
+def train_patches(*overrides):
+    """Of the local branch alone: two steps in each of two epochs."""
+    config = preset_config("small", [*TINY, "net.branches=local", "image.size=32",
+                                     "train.epochs=2", *overrides])
+    return train_nets(make_images()[..., 64:96, 64:96].contiguous(), config)
+
+
+@pytest.mark.parametrize(("loss", "term"), [
+    ("reconstruction_loss", "reconstruction"), ("critic_loss", "critic"),
+    ("adversarial_loss", "adversarial"), ("gsvdd_loss", "gsvdd"), ("soft_boundary_loss", "dsvdd")])
+def test_a_loss_that_becomes_nan_stops_training_and_is_named(monkeypatch, loss, term):
+    real, calls = getattr(step, loss), []
+
+    def nan_in_the_fourth(*args, **kwargs):
+        calls.append(args)
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(step, loss, nan_in_the_fourth)
+    descriptor = "dsvdd" if term == "dsvdd" else "gsvdd"
+    with pytest.raises(DivergedError, match=f"local_{term} is nan in epoch 1, step 1"):
+        train_patches(f"train.descriptor={descriptor}")
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("descriptor", ["gsvdd", "dsvdd"])
+@pytest.mark.parametrize(("after", "weight", "said"), [
+    (2, 0.0, "E-step of epoch 1, before step 0: the Gaussian collapsed: all 6 descriptors"),
+    (4, 0.0, "E-step after the last epoch: the Gaussian collapsed"),
+    (4, float("inf"), "E-step after the last epoch: a descriptor is NaN or infinite")])
+def test_descriptors_that_collapse_or_overflow_stop_training(monkeypatch, descriptor, after,
+                                                             weight, said):
+    real, calls = MStep.__call__, []
+
+    def then_spoilt(self, *args):
+        terms = real(self, *args)
+        calls.append(terms)
+        if len(calls) == after:
+            with torch.no_grad():
+                self.branch.encoder.linear.weight.fill_(weight)
+        return terms
+
+    monkeypatch.setattr(MStep, "__call__", then_spoilt)
+    with pytest.raises(DivergedError, match=f"local_distance, {said}"):
+        train_patches(f"train.descriptor={descriptor}")
+    assert len(calls) == after
 
 
 def test_other_inputs_are_refused():

@@ -1,0 +1,65 @@
+"""An evaluation as lines of text, in the layout of the paper's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from igd.score.bootstrap import Estimate
+from igd.score.evaluate import Evaluation
+
+COLUMNS = {"image_auroc": "image AUROC", "image_ap": "image AP",
+           "balanced_accuracy": "balanced acc.", "pixel_auroc": "pixel AUROC",
+           "image_mean_pixel_auroc": "mean per image", "au_pro": "AU-PRO 30%"}
+"""Metrics in the order of the table, and their headings."""
+
+_ROW = "  {:25}" + " {:>16}" * len(COLUMNS)
+
+
+def evaluation_lines(found: Evaluation) -> list[str]:
+    """A category's table: the model, the paper's figures, the baselines, the ladder."""
+    tests = found.tests
+    anomalous = int(tests.is_anomalous_N.sum())
+    equalised = ", brightness equalised" if found.equalised else ""
+    paper = [_ROW.format("paper (IGD)", *(number(found.paper[name]) if name in found.paper else ""
+                                          for name in COLUMNS))] if found.paper else []
+    return [
+        f"{found.category}: preset {found.preset}, {found.version}; {len(tests)} images, "
+        f"{anomalous} anomalous{equalised}; {len(tests) / found.seconds:.1f} images/s",
+        _ROW.format("", *COLUMNS.values()),
+        _metric_row(f"igd-ray {found.preset}", found.model.metrics), *paper,
+        *(_metric_row(name, result.metrics) for name, result in found.baselines.items()),
+        *(_metric_row(f"ladder {name}", result.metrics) for name, result in found.ladder.items())]
+
+
+def evaluation_notes(found: Evaluation) -> list[str]:
+    """What a reader of the table must know of the test images."""
+    tests = found.tests
+    notes = [f"skipped {key} ({reason})" for key, reason in tests.skipped]
+    if (tests.is_anomalous_N & tests.masked_N).any():
+        if tests.without_mask:
+            notes.append(f"{len(tests.without_mask)} anomalous images have no mask and are left "
+                         "out of the pixel metrics")
+    elif tests.is_anomalous_N.any():
+        notes.append("no masks: image metrics only")
+    notes += [f"the mask of {key} marks nothing; left out of the pixel metrics"
+              for key in tests.empty_masks]
+    notes += [f"no {kind} test images: no metric that needs both"
+              for kind, there in (("anomalous", tests.is_anomalous_N.any()),
+                                  ("normal", not tests.is_anomalous_N.all())) if not there]
+    return notes
+
+
+def number(value: float | None) -> str:
+    """Four characters: `.931`, `1.00`."""
+    return "-" if value is None else f"{value:.3f}".removeprefix("0")[:4]
+
+
+def estimate(found: Estimate | None) -> str:
+    """`.931 (.905-.954)`: the value and its 95% interval."""
+    return "-" if found is None else (f"{number(found.value)} ({number(found.low)}-"
+                                      f"{number(found.high)})")
+
+
+def _metric_row(name: str, metrics: Mapping[str, Estimate | None]) -> str:
+    return _ROW.format(name, *(estimate(metrics[column]) if column in metrics else ""
+                               for column in COLUMNS))

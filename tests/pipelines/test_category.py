@@ -1,0 +1,66 @@
+"""One category in process: what calibrates its score, and what sets the score's scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from igd import registry
+from igd.config import Config, preset_config
+from igd.data.datasets import load_normals, normal_images
+from igd.errors import DataError
+from igd.pipelines.category import CategoryTask, train_category
+from igd.score.scorer import THREADS, pinned_threads
+from igd.train.calibrate import split_normals
+
+CATEGORY = "weave"  # 24 normals
+
+
+def config(*overrides: str) -> Config:
+    return preset_config("small", [
+        "net.branches=local", "image.size=32", "net.width=2", "net.latent=8", "train.epochs=2",
+        "net.local_encoder=trained", "mix.profile=standardised", "calibration.fraction=0.5",
+        *overrides])
+
+
+def train(data: Path, models: Path, config: Config) -> registry.Bundle:
+    train_category(CategoryTask(data=str(data), category=CATEGORY, models=str(models),
+                                config=config))
+    return registry.load_bundle(str(models), CATEGORY)
+
+
+def test_the_scale_of_standardised_scores_comes_from_images_that_calibrate_nothing(
+        tiny_data, tmp_path) -> None:
+    bundle = train(tiny_data, tmp_path, config())
+    loaded = load_normals(normal_images(str(tiny_data), CATEGORY), config())
+    trained, held = ({loaded.keys[i] for i in part}
+                     for part in split_normals(len(loaded.keys), config()))
+    scale, calibration = bundle.training["scale_images"], bundle.calibration["image"].to_pylist()
+    assert len(trained) == 12 and len(scale) == len(calibration) == 6
+    assert set(scale) | set(calibration) == held and not set(scale) & set(calibration)
+
+    def scores(keys: list[str]) -> torch.Tensor:
+        chosen = torch.from_numpy(loaded.images_NHWC[[loaded.keys.index(key) for key in keys]])
+        with pinned_threads(THREADS):
+            return bundle.model(chosen.permute(0, 3, 1, 2).contiguous()).score_N
+
+    # each of two terms has mean 0 and deviation 1 on them
+    assert scores(scale).mean().item() == pytest.approx(0, abs=1e-9)
+    assert 0 < scores(scale).std().item() <= 2
+    # the bundle as it was read back scores as it was calibrated
+    assert scores(calibration).tolist() == bundle.calibration["score"].to_pylist()
+
+
+def test_other_profiles_calibrate_on_all_that_was_held_out(tiny_data, tmp_path) -> None:
+    bundle = train(tiny_data, tmp_path, config("mix.profile=paper"))
+    assert bundle.training["scale_images"] == []
+    assert bundle.calibration.num_rows == 12
+
+
+def test_too_few_for_a_scale_are_refused_before_training(tiny_data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("igd.pipelines.category.train_nets", None)
+    with pytest.raises(DataError, match=r"2 normal images are held out .* expected at least 4"):
+        train(tiny_data, tmp_path, config("calibration.fraction=0.1"))
+    assert not list(tmp_path.iterdir())
