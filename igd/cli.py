@@ -155,9 +155,28 @@ def train_all(
 
 @app.command()
 def evaluate(
-    data: Data, models: Models,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of category folders (MVTec AD "
+                                        "trees), or with the files of the protocol's dataset.")],
+    models: Annotated[str | None, typer.Option(
+        "--models", metavar="URI", help="Model registry, for mvtec: a folder or "
+        "s3://bucket/prefix.")] = None,
     categories: Annotated[str | None, typer.Option(
         metavar="A,B", help="Default: all that have a model.")] = None,
+    protocol: Annotated[str, typer.Option(
+        metavar="NAME", help="mvtec, or one-class mnist, fashion-mnist, cifar-10: one class is "
+        "normal, nine are anomalous; models are trained for it and thrown away.")] = "mvtec",
+    classes: Annotated[str | None, typer.Option(
+        metavar="A,B", help="One-class: names or numbers. Default: all ten.")] = None,
+    seeds: Annotated[int, typer.Option(
+        min=1, help="One-class: trainings per class, or ensembles.")] = 1,
+    ensemble: Annotated[int, typer.Option(
+        min=1, help="One-class: models whose scores are averaged.")] = 1,
+    ablation: Annotated[bool, typer.Option(
+        "--ablation", help="One-class: all rows of the paper's ablation.")] = False,
+    preset: Annotated[str | None, typer.Option(
+        metavar="small|paper", help="One-class. Default: paper where the cluster has GPUs, else "
+        "small.")] = None,
+    settings: SetOption = None, seed: Seed = 0, ray_address: RayAddress = None,
     fpr: Annotated[float, typer.Option(
         help="False-positive rate of the calibrated decision that is judged.")] = 0.05,
     with_ladder: Annotated[bool, typer.Option(
@@ -168,12 +187,22 @@ def evaluate(
         "what is left is not brightness alone.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Score the test images of an MVTec AD tree, beside baselines, against labels and masks.
+    """Score test images, beside baselines, against labels and masks.
 
-    Prints image and pixel metrics with 95% intervals over resampled test images.
+    Prints metrics with 95% intervals over resampled test images.
 
-    Example: `igd-ray evaluate mvtec_ad --models ./models --json result.json`
+    Examples:
+
+    `igd-ray evaluate mvtec_ad --models ./models --json result.json`
+
+    `igd-ray evaluate fashion --protocol fashion-mnist --classes 0,Sandal --seeds 2 --ablation`
     """
+    if protocol != "mvtec":
+        _evaluate_one_class(data, protocol, classes, seeds, ensemble, ablation, preset,
+                            settings or [], seed, ray_address, json_file)
+        return
+    if models is None:
+        raise ConfigError("--models is missing; expected the registry that holds the models")
     from igd import registry
     from igd.data import datasets
     from igd.report.text import evaluation_lines, evaluation_notes
@@ -198,6 +227,49 @@ def evaluate(
     _write_json(json_file, {"categories": {one.category: one.document() for one in results},
                             "commit": _commit(), "data": data, "models": models,
                             "version": __version__, "peak_memory_mb": _peak_memory_mb()})
+
+
+def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: int, ensemble: int,
+                        ablation: bool, preset: str | None, settings: list[str], seed: int,
+                        ray_address: str | None, json_file: Path | None) -> None:
+    from igd import storage
+    from igd.data.oneclass import CLASS_NAMES, Dataset
+    from igd.pipelines.cluster import connected
+    from igd.pipelines.oneclass import protocol_config, run_protocol
+    from igd.report.text import protocol_lines
+
+    if protocol not in CLASS_NAMES:
+        raise ConfigError(f"unknown protocol {protocol!r}; expected mvtec, "
+                          f"{', '.join(CLASS_NAMES)}")
+    dataset: Dataset = protocol
+    labels = [_label(name, CLASS_NAMES[dataset])
+              for name in _names(classes) or CLASS_NAMES[dataset]]
+    protocol_config(preset or "small", "igd", settings)  # refused before a cluster is started
+    with connected(ray_address) as resources:
+        chosen = preset or ("paper" if resources.gpus else "small")
+        print(f"{dataset}, preset {chosen}: {len(labels)} classes, {seeds * ensemble} models each"
+              f"{' and row of the ablation' if ablation else ''}", flush=True)
+        began = time.monotonic()
+
+        def finished(done: int, of: int, text: str) -> None:
+            left = (time.monotonic() - began) * (of - done) / done
+            _say(f"  {done}/{of} tasks: {text}; {left:.0f} s left")
+
+        result = run_protocol(dataset, storage.canonical(data), resources, labels=labels,
+                              preset=chosen, settings=settings, seeds=seeds, ensemble=ensemble,
+                              ablation=ablation, seed=seed, finished=finished)
+    print("\n".join(protocol_lines(result)))
+    _write_json(json_file, {**result.document(), "commit": _commit(), "data": data,
+                            "version": __version__})
+
+
+def _label(name: str, known: tuple[str, ...]) -> int:
+    if name in known:
+        return known.index(name)
+    if name.isdecimal() and int(name) < len(known):
+        return int(name)
+    raise ConfigError(f"unknown class {name!r}; expected 0 to {len(known) - 1} or one of "
+                      f"{', '.join(known)}")
 
 
 @models_app.command("list")
@@ -443,6 +515,8 @@ def _choose_preset(preset: str | None, resources: Resources) -> tuple[str, str]:
 def _run_tasks(tasks: list[CategoryTask], resources: Resources, run: Any) -> list[Outcome]:
     import shlex
 
+    from igd import storage
+
     def line(category: str, text: str) -> None:
         print(f"  {category}: {text}", flush=True)
 
@@ -454,8 +528,10 @@ def _run_tasks(tasks: list[CategoryTask], resources: Resources, run: Any) -> lis
               f"{outcome.seconds:.1f} s, smallest false-positive rate "
               f"{outcome.smallest_alpha:.4f}, version {outcome.version}", flush=True)
         if outcome.tensorboard:
-            print(f"  {outcome.category}: losses and reconstructions: tensorboard --logdir "
-                  f"{shlex.quote(outcome.tensorboard)}", flush=True)
+            at = outcome.tensorboard
+            at = shlex.quote(storage.local_path(at) if storage.is_local(at) else at)
+            print(f"  {outcome.category}: losses and reconstructions: tensorboard --logdir {at}",
+                  flush=True)
         for key, reason in outcome.skipped:
             _say(f"  {outcome.category}: skipped {key} ({reason})")
         if outcome.unseen > 0.005:

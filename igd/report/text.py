@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from igd.score.bootstrap import Estimate
 from igd.score.evaluate import Evaluation
+from igd.score.oneclass import ProtocolResult, pooled
 
 COLUMNS = {"image_auroc": "image AUROC", "image_ap": "image AP",
            "balanced_accuracy": "balanced acc.", "pixel_auroc": "pixel AUROC",
@@ -47,6 +48,27 @@ def evaluation_notes(found: Evaluation) -> list[str]:
               for kind, there in (("anomalous", tests.is_anomalous_N.any()),
                                   ("normal", not tests.is_anomalous_N.all())) if not there]
     return notes
+
+
+def protocol_lines(found: ProtocolResult) -> list[str]:
+    """Image AUROC by method and class; the interval spans those of all seeds."""
+    width = max(18, *(len(name) + 2 for name in found.classes))
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        return f"  {name:28}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+    rows = []
+    for name, by_class in found.rows.items():
+        low, high = found.spread(name)
+        spread = "" if low == high else f" [{number(low)}-{number(high)}]"
+        rows.append(line(name, [*(estimate(pooled(seeds)) for seeds in by_class.values()),
+                                number(found.mean(name)) + spread]))
+    single, five = found.paper["single"], found.paper["ensemble"]
+    return [f"{found.dataset}, preset {found.preset}: image AUROC (95% interval), mean over "
+            f"classes [from seed to seed]; {found.seconds:.0f} s",
+            line("", [*found.classes, "mean"]), *rows,
+            f"  paper (IGD), mean of all ten classes: {number(single)}, ensemble of five "
+            f"{number(five)}"]
 
 
 def number(value: float | None) -> str:

@@ -269,7 +269,8 @@ BASELINES: Fits = {**OF_PIXELS, **OF_FEATURES, **OF_THE_GRID}
 def sample_of(images_NHWC: NDArray[np.uint8], source_size_N2: NDArray[np.int64]) -> Sample:
     """Images with the teacher's features; small ones are enlarged for it, and get no grid."""
     x_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
-    features = [extract(load_teacher(), _for_teacher(chunk)) for chunk in torch.split(x_NCHW, CHUNK)]
+    features = [extract(load_teacher(), _for_teacher(chunk_NCHW))
+                for chunk_NCHW in torch.split(x_NCHW, CHUNK)]
     return Sample(images_NHWC, source_size_N2, Features(
         torch.cat([part.local_NPC for part in features]),
         torch.cat([part.pooled_ND for part in features])))

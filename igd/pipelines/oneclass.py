@@ -1,0 +1,222 @@
+"""The one-class protocols on Ray: every class, seed and row of the ablation is a task."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from igd import registry
+from igd.config import Config, preset_config
+from igd.data.oneclass import CLASS_NAMES, Dataset, load
+from igd.errors import ConfigError
+from igd.pipelines.cluster import Resources, own_error
+from igd.score.bootstrap import Estimate
+from igd.score.oneclass import ProtocolResult, auroc, baseline_aurocs
+from igd.train.loop import Progress, train_nets
+
+ABLATION: Mapping[str, tuple[str, ...]] = {
+    "ms_ssim": ("net.local_encoder=trained", "train.descriptor=none", "train.interpolation=false"),
+    "kd": ("train.descriptor=none", "train.interpolation=false"),
+    "kd_dsvdd": ("train.descriptor=dsvdd", "train.interpolation=false"),
+    "kd_gsvdd": ("train.interpolation=false",),
+    "igd": (),
+}
+"""The rows of the paper's ablation as settings; the last is the whole method."""
+IGD = "igd"
+
+SETTINGS = {"paper": ("train.epochs=128",),
+            "small": ("train.epochs=4", "train.batch_size=64", "train.rho=0.15")}
+"""What the protocol changes in a preset; small's steps are those of its MVTec AD training."""
+
+CHUNK = 1500
+"""Test images scored at a time: a multiple of the model's own chunk."""
+POLL_S = 1.0
+
+
+def protocol_config(preset: str, row: str, settings: Sequence[str] = (), *,
+                    seed: int = 0) -> Config:
+    """The config of a row of the ablation: 32x32 nets as the only branch.
+
+    Args:
+        settings: `--set` items, which may change anything but the row.
+
+    Raises:
+        ConfigError: preset `fast`, which has no nets, or a setting of `preset_config`.
+    """
+    if preset not in SETTINGS:
+        raise ConfigError(f"preset {preset!r} cannot be used for a one-class protocol; expected "
+                          f"{' or '.join(SETTINGS)} (its 32x32 nets are the only branch)")
+    return preset_config(preset, ["net.branches=local", "image.size=32", *SETTINGS[preset],
+                                  *settings, *ABLATION[row]], seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model to train and judge.
+
+    Attributes:
+        uri: folder of the dataset's files.
+        label: of the normal class.
+    """
+
+    dataset: Dataset
+    uri: str
+    label: int
+    row: str
+    config: Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """What a case's model says of all test images.
+
+    Attributes:
+        scores_N: of the whole score.
+        terms: by column.
+        training: seconds, and the last terms of each phase.
+    """
+
+    case: Case
+    scores_N: NDArray[np.float64]
+    terms: dict[str, NDArray[np.float64]]
+    training: dict[str, Any]
+
+
+def run_case(case: Case) -> CaseResult:
+    """Trains on all training images of the class and scores all test images; no Ray.
+
+    Raises:
+        DataError: the dataset is missing or damaged.
+        DivergedError: training met a NaN or a collapsed Gaussian.
+    """
+    data = load(case.dataset, case.uri)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = case.config
+    teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device)
+               if config.net.needs_teacher else None)
+    phases: dict[str, Any] = {}
+
+    def step_done(progress: Progress) -> None:
+        phase = phases.setdefault(progress.phase, {"first": progress.metrics})
+        phase["last"] = progress.metrics
+
+    began = time.monotonic()
+    normal_NHWC = data.train_NHWC[data.train_label_N == case.label]
+    model = train_nets(_as_input(normal_NHWC).to(device), config, teacher=teacher,
+                       report=step_done)
+    trained = time.monotonic()
+    parts = [model(chunk.to(device)) for chunk in torch.split(_as_input(data.test_NHWC), CHUNK)]
+    terms = {name: torch.cat([part.terms[name] for part in parts]).cpu().numpy()
+             for name in parts[0].terms}
+    return CaseResult(
+        case=case, scores_N=torch.cat([part.score_N for part in parts]).cpu().numpy(),
+        terms=terms, training={
+            "seed": config.seed, "images": len(normal_NHWC), "seconds": round(trained - began, 1),
+            "scoring_seconds": round(time.monotonic() - trained, 1), "phases": phases})
+
+
+def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Sequence[int],
+                 preset: str, settings: Sequence[str] = (), seeds: int = 1, ensemble: int = 1,
+                 ablation: bool = False, seed: int = 0,
+                 finished: Callable[[int, int, str], None] = lambda done, of, text: None,
+                 ) -> ProtocolResult:
+    """Trains and judges every class, `seeds` times an ensemble of so many models.
+
+    The score of an ensemble is the mean of its models' scores; every single model is judged too.
+
+    Args:
+        resources: of the cluster that is connected.
+        ablation: all rows of `ABLATION`, and not only the whole method.
+        seed: of the first model; those of the others follow.
+        finished: told how many of how many tasks are done, and of the last in a few words.
+
+    Raises:
+        DataError, DivergedError: as `run_case`; the other tasks are stopped.
+    """
+    began = time.monotonic()
+    data = load(dataset, uri)  # on the driver: a damaged file is found before anything starts
+    rows = list(ABLATION) if ablation else [IGD]
+    cases = [Case(dataset=dataset, uri=uri, label=label, row=row,
+                  config=protocol_config(preset, row, settings, seed=seed + i))
+             for row in reversed(rows) for label in labels for i in range(seeds * ensemble)]
+    done, beside = _run(cases, resources, dataset, uri, labels, finished)
+    found: dict[str, dict[str, list[Estimate]]] = {}
+    training: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+    def judge(name: str, label: int, scores_N: NDArray[np.float64]) -> None:
+        of_class = found.setdefault(name, {}).setdefault(CLASS_NAMES[dataset][label], [])
+        of_class.append(auroc(data, label, scores_N))
+
+    for row in rows:
+        for label in labels:
+            models = sorted((one for one in done if (one.case.row, one.case.label) == (row, label)),
+                            key=lambda one: one.case.config.seed)
+            training.setdefault(row, {})[CLASS_NAMES[dataset][label]] = [
+                one.training for one in models]
+            for one in models:
+                judge(row, label, one.scores_N)
+                if row == IGD:
+                    judge(f"{row}: reconstruction alone", label, one.terms["local_reconstruction"])
+                    if "local_gsvdd_distance" in one.terms:
+                        judge(f"{row}: descriptor alone", label, one.terms["local_gsvdd_distance"])
+            for i in range(0, len(models) if ensemble > 1 else 0, ensemble):
+                scores_KN = [one.scores_N for one in models[i:i + ensemble]]
+                judge(f"{row}, ensemble of {ensemble}", label, np.mean(scores_KN, 0))
+    for name, by_label in beside.items():
+        found[name] = {CLASS_NAMES[dataset][label]: [by_label[label]] for label in labels}
+    return ProtocolResult(
+        dataset=dataset, preset=preset, rows=found, training=training,
+        classes=tuple(CLASS_NAMES[dataset][label] for label in labels),
+        seconds=time.monotonic() - began)
+
+
+@ray.remote(max_retries=1)
+def _case_task(case: Case) -> CaseResult:
+    return run_case(case)
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _baseline_task(dataset: Dataset, uri: str,
+                   labels: Sequence[int]) -> dict[str, dict[int, Estimate]]:
+    return baseline_aurocs(load(dataset, uri), labels)
+
+
+def _run(cases: Sequence[Case], resources: Resources, dataset: Dataset, uri: str,
+         labels: Sequence[int], finished: Callable[[int, int, str], None],
+         ) -> tuple[list[CaseResult], dict[str, dict[int, Estimate]]]:
+    task = _case_task.options(num_cpus=1, num_gpus=1 if resources.gpus else 0)
+    baseline = _baseline_task.remote(dataset, uri, labels)
+    names: dict[Any, str] = {baseline: "baselines"}
+    for case in cases:
+        names[task.remote(case)] = (
+            f"{case.row}, {CLASS_NAMES[dataset][case.label]}, seed {case.config.seed}")
+    waiting, done = list(names), []
+    beside: dict[str, dict[int, Estimate]] = {}
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=POLL_S)
+            for reference in ready:
+                if reference == baseline:
+                    beside = ray.get(reference)
+                else:
+                    done.append(ray.get(reference))
+                finished(len(names) - len(waiting), len(names), names[reference])
+    except RayError as error:
+        raise (own_error(error) or error) from error
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+    return done, beside
+
+
+def _as_input(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).contiguous()

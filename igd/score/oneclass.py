@@ -1,0 +1,87 @@
+"""The one-class protocol: one class of a dataset is normal, the nine others are anomalous."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igd.data.oneclass import Dataset, LabelledImages
+from igd.score import paper
+from igd.score.baselines import baselines, sample_of
+from igd.score.bootstrap import Estimate, image_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolResult:
+    """Image AUROC of every method on every class, once per seed.
+
+    Attributes:
+        rows: by method, then by class name; one estimate for a method without seeds.
+        preset: of the nets.
+        training: by method and class, a list of what each training said of itself.
+    """
+
+    dataset: Dataset
+    preset: str
+    classes: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, Sequence[Estimate]]]
+    training: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+    seconds: float
+
+    @property
+    def paper(self) -> dict[str, float]:
+        """The paper's mean AUROC over all ten classes."""
+        return paper.ONE_CLASS[self.dataset]
+
+    def mean(self, row: str) -> float:
+        """Over classes, and over the seeds of each."""
+        return float(np.mean([pooled(seeds).value for seeds in self.rows[row].values()]))
+
+    def spread(self, row: str) -> tuple[float, float]:
+        """Lowest and highest of the seeds' means over classes."""
+        means = np.mean([[seed.value for seed in seeds] for seeds in self.rows[row].values()], 0)
+        return float(means.min()), float(means.max())
+
+    def document(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "protocol": self.dataset, "preset": self.preset, "classes": list(self.classes),
+            "seconds": round(self.seconds, 1), "paper_mean_of_ten_classes": self.paper,
+            "rows": {row: {"mean": self.mean(row), "seeds_from_to": list(self.spread(row)),
+                           "classes": {name: [vars(seed) for seed in seeds]
+                                       for name, seeds in found.items()}}
+                     for row, found in self.rows.items()},
+            "training": self.training}
+
+
+def pooled(seeds: Sequence[Estimate]) -> Estimate:
+    """The seeds' mean, and an interval from the lowest to the highest of their intervals."""
+    return Estimate(float(np.mean([seed.value for seed in seeds])),
+                    min(seed.low for seed in seeds), max(seed.high for seed in seeds))
+
+
+def auroc(data: LabelledImages, label: int, scores_N: NDArray[np.float64]) -> Estimate:
+    """Image AUROC of scores of the test images, where one class is normal."""
+    found = image_metrics(data.test_label_N != label, scores_N)["image_auroc"]
+    assert found is not None  # every dataset has test images of all classes
+    return found
+
+
+def baseline_aurocs(data: LabelledImages, labels: Sequence[int]) -> dict[str, dict[int, Estimate]]:
+    """The baselines' AUROC by name and label; the teacher sees the test images once."""
+    test = sample_of(data.test_NHWC, _sizes(data.test_NHWC))
+    found: dict[str, dict[int, Estimate]] = {}
+    for label in labels:
+        normal_NHWC = data.train_NHWC[data.train_label_N == label]
+        train = sample_of(normal_NHWC, _sizes(normal_NHWC))
+        for name, scores in baselines(train, test):
+            found.setdefault(name, {})[label] = auroc(data, label, scores.scores_N)
+    return found
+
+
+def _sizes(images_NHWC: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.full((len(images_NHWC), 2), images_NHWC.shape[1])
