@@ -35,6 +35,9 @@ command again); 1 anything else.
 """)
 models_app = typer.Typer(no_args_is_help=True, help="Look at the models of a registry.")
 app.add_typer(models_app, name="models")
+data_app = typer.Typer(no_args_is_help=True,
+                       help="Bring public datasets into the layout of MVTec AD.")
+app.add_typer(data_app, name="data")
 
 Models = Annotated[str, typer.Option("--models", metavar="URI", help="Model registry: a folder "
                                      "or s3://bucket/prefix.")]
@@ -191,11 +194,9 @@ def evaluate(
 
     Prints metrics with 95% intervals over resampled test images.
 
-    Examples:
+    Example: `igd-ray evaluate mvtec_ad --models ./models --json result.json`
 
-    `igd-ray evaluate mvtec_ad --models ./models --json result.json`
-
-    `igd-ray evaluate fashion --protocol fashion-mnist --classes 0,Sandal --seeds 2 --ablation`
+    Example: `igd-ray evaluate fashion --protocol fashion-mnist --classes 0,Sandal --ablation`
     """
     if protocol != "mvtec":
         _evaluate_one_class(data, protocol, classes, seeds, ensemble, ablation, preset,
@@ -270,6 +271,32 @@ def _label(name: str, known: tuple[str, ...]) -> int:
         return int(name)
     raise ConfigError(f"unknown class {name!r}; expected 0 to {len(known) - 1} or one of "
                       f"{', '.join(known)}")
+
+
+@data_app.command("magnetic-tile")
+def data_magnetic_tile(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder with MT_Free, MT_Crack "
+                                          "...; local or s3://.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Gets the category `tile`.")],
+    test_share: Annotated[float, typer.Option(
+        help="Share of the normal images that goes to the test set, about.")] = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """Split the magnetic-tile dataset without near-twins on both sides.
+
+    Most of its normal tiles were photographed under several exposures; all of one tile's
+    photographs go to training or all to test.
+
+    Example: `igd-ray data magnetic-tile Magnetic-tile-defect-datasets tiles`
+    """
+    from igd.data.magnetic_tile import CATEGORY, arrange
+
+    found = arrange(source, out, test_share=test_share, seed=seed)
+    print(f"{out}/{CATEGORY}: {found.train} normal images of {found.train_clusters} tiles to "
+          f"train, {found.test_good} of {found.test_clusters} to test, "
+          f"{sum(found.defects.values())} defective ones")
+    for key in found.empty_masks:
+        _say(f"  {key} marks nothing")
 
 
 @models_app.command("list")

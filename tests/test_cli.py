@@ -16,8 +16,8 @@ import pytest
 from igd import cli
 from igd.storage import s3
 
-COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show", "score",
-            "verify", "report", "serve", "demo"]
+COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
+            "data magnetic-tile", "score", "verify", "report", "serve", "demo"]
 
 
 def run(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -36,8 +36,9 @@ def test_the_contract_of_options_holds() -> None:
     """Options that later versions may add to and never rename."""
     promised = {
         "train": "--models --preset --set", "train-all": "--models --categories --preset --set",
-        "evaluate": "--models --categories --ladder --json", "models list": "--models",
-        "models show": "--models",
+        "evaluate": "--models --categories --json --ladder --protocol --classes --seeds "
+                    "--ensemble --ablation",
+        "models list": "--models", "models show": "--models",
         "score": "--models --out --date --category --category-from --heatmaps --fpr --json",
         "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
     }
@@ -133,6 +134,19 @@ def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> N
         assert row and float(row[1]) == pytest.approx(numbers["image_auroc"], abs=0.006)
         assert set(numbers["baselines"]) >= {"mean_brightness", "image_size", "l1_mean_image"}
     assert "commit" in result
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--protocol", "svhn"], "unknown protocol 'svhn'; expected mvtec, mnist, "),
+    (["--protocol", "fashion-mnist", "--classes", "Sandel"], "unknown class 'Sandel'; expected 0 "),
+    (["--protocol", "mnist", "--preset", "fast"], "preset 'fast' cannot be used"),
+    ([], "--models is missing")])
+def test_a_protocol_that_cannot_be_run_is_refused(words, expected, tiny_data, fails) -> None:
+    assert expected in fails(2, "evaluate", tiny_data, *words)
+
+
+def test_the_magnetic_tiles_become_a_category(tmp_path, fails) -> None:
+    assert "MT_Free" in fails(2, "data", "magnetic-tile", tmp_path, tmp_path / "out")
 
 
 def test_models_show_what_a_model_is(tiny_models) -> None:

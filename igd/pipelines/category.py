@@ -59,7 +59,7 @@ class Outcome:
         version: of the new bundle, in production; None where training failed.
         error, exit_code: one line and a code of the command line, where it failed.
         unseen: mean share of an image's pixels that the centre crop leaves out.
-        tensorboard: where the loss curves and reconstructions are; None for `fast`.
+        tensorboard: URI of the folder of loss curves and reconstructions; None for `fast`.
     """
 
     category: str

@@ -106,5 +106,5 @@ def test_the_first_error_ends_the_protocol(dataset: Path, cluster: Resources) ->
 
 
 def test_preset_fast_has_no_32x32_nets() -> None:
-    with pytest.raises(ConfigError, match="'fast' cannot be used .* small"):
+    with pytest.raises(ConfigError, match=r"'fast' cannot be used .* small"):
         protocol_config("fast", "igd")

@@ -134,9 +134,11 @@ def test_a_version_whose_files_did_not_all_arrive_is_not_listed(tiny_data, tmp_p
     assert registry.list_categories(str(tmp_path)) == []
 
 
-def test_train_says_where_to_look(capsys) -> None:
+@pytest.mark.parametrize(("uri", "said"), [
+    ("file:///my%20models/weave/v1/tensorboard", "'/my models/weave/v1/tensorboard'"),
+    ("s3://models/weave/v1/tensorboard", "s3://models/weave/v1/tensorboard")])
+def test_train_says_where_to_look(capsys, uri, said) -> None:
     outcome = Outcome(category="weave", preset="small", version="v1", smallest_alpha=0.1,
-                      tensorboard="/my models/weave/v1/tensorboard")
+                      tensorboard=uri)
     cli._run_tasks([], None, lambda *_, finished, line: [finished(outcome)])
-    assert ("tensorboard --logdir '/my models/weave/v1/tensorboard'"
-            in capsys.readouterr().out.splitlines()[1])
+    assert f"tensorboard --logdir {said}" in capsys.readouterr().out.splitlines()[1]

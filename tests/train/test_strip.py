@@ -57,7 +57,7 @@ def test_below_stand_reconstructions_and_interpolations_of_eq_5(picture: torch.T
 
     def decoded(z: torch.Tensor) -> torch.Tensor:
         y = branch.decoder(z[None])[0] * model.std_C11 + model.mean_C11
-        return halved((y.clamp(0, 1) * 255))
+        return halved(y.clamp(0, 1) * 255)
 
     with torch.no_grad():
         z = branch.describe(x)
