@@ -20,7 +20,7 @@ from igd.data.oneclass import CLASS_NAMES, Dataset, load
 from igd.errors import ConfigError
 from igd.pipelines.cluster import Resources, own_error
 from igd.score.bootstrap import Estimate
-from igd.score.oneclass import ProtocolResult, auroc, baseline_aurocs
+from igd.score.oneclass import ProtocolResult, auroc, baseline_aurocs, check_class
 from igd.train.loop import Progress, train_nets
 
 ABLATION: Mapping[str, tuple[str, ...]] = {
@@ -140,10 +140,13 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
         finished: told how many of how many tasks are done, and of the last in a few words.
 
     Raises:
-        DataError, DivergedError: as `run_case`; the other tasks are stopped.
+        DataError: also of a class that cannot be trained or judged, before anything starts.
+        DivergedError: as `run_case`; the other tasks are stopped.
     """
     began = time.monotonic()
     data = load(dataset, uri)  # on the driver: a damaged file is found before anything starts
+    for label in labels:
+        check_class(data, label, uri)
     rows = list(ABLATION) if ablation else [IGD]
     cases = [Case(dataset=dataset, uri=uri, label=label, row=row,
                   config=protocol_config(preset, row, settings, seed=seed + i))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from igd.config import preset_config
 from igd.data.datasets import TestSet, load_normals, load_tests, normal_images, test_images
+from igd.errors import DataError
 from igd.score import paper
 from igd.score.baselines import BaselineScores, baselines, sample_of
 from igd.score.bootstrap import Estimate, image_metrics, pixel_metrics
@@ -112,7 +113,8 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
         progress: told in a few words what is going on.
 
     Raises:
-        DataError: no readable test images or normals, or a mask of another aspect ratio.
+        DataError: no readable test images or normals, none of them anomalous, or a mask of
+            another aspect ratio.
     """
     config = scorer.bundle.config
 
@@ -121,6 +123,9 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
 
     tests = load_tests(test_images(data, category), config.image,
                        progress=counted("reading test images"))
+    if not tests.is_anomalous_N.any():
+        raise DataError(f"none of the {len(tests)} readable test images of {category} in {data} is "
+                        "anomalous; expected some in test/DEFECT/ beside those in test/good/")
     normals = load_normals(normal_images(data, category), config,
                            progress=counted("reading normals"))
     test_NHWC, normal_NHWC = tests.images_NHWC, normals.images_NHWC

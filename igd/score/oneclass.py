@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igd.data.oneclass import Dataset, LabelledImages
+from igd.errors import DataError
 from igd.score import paper
 from igd.score.baselines import baselines, sample_of
 from igd.score.bootstrap import Estimate, image_metrics
@@ -64,10 +65,25 @@ def pooled(seeds: Sequence[Estimate]) -> Estimate:
                     min(seed.low for seed in seeds), max(seed.high for seed in seeds))
 
 
+def check_class(data: LabelledImages, label: int, uri: str) -> None:
+    """Refuses a dataset whose class cannot be trained or judged.
+
+    Raises:
+        DataError: fewer than two training images, or test images of one kind only.
+    """
+    name = data.class_names[label]
+    trained, normal = (int((labels == label).sum())
+                       for labels in (data.train_label_N, data.test_label_N))
+    if trained < 2 or normal in (0, len(data.test_label_N)):
+        raise DataError(f"{uri}: class {name} has {trained} training images and {normal} of the "
+                        f"{len(data.test_label_N)} test images; expected at least 2 to train, and "
+                        "test images of this class and of others")
+
+
 def auroc(data: LabelledImages, label: int, scores_N: NDArray[np.float64]) -> Estimate:
     """Image AUROC of scores of the test images, where one class is normal."""
     found = image_metrics(data.test_label_N != label, scores_N)["image_auroc"]
-    assert found is not None  # every dataset has test images of all classes
+    assert found is not None  # see check_class
     return found
 
 

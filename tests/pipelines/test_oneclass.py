@@ -105,6 +105,18 @@ def test_the_first_error_ends_the_protocol(dataset: Path, cluster: Resources) ->
                      preset="small", settings=TINY)
 
 
+def test_a_class_with_no_anomalous_image_is_an_error_that_names_it(
+        dataset: Path, tmp_path: Path, cluster: Resources) -> None:
+    for path in dataset.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    labels = struct.pack(">BBBBI", 0, 0, 8, 1, 60) + bytes([3]) * 60
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    with pytest.raises(DataError, match=rf"{tmp_path}: class Dress has 12 training images and 60 "
+                                        "of the 60 test images; expected"):
+        run_protocol("fashion-mnist", str(tmp_path), cluster, labels=(3,), preset="small",
+                     settings=TINY)
+
+
 def test_preset_fast_has_no_32x32_nets() -> None:
     with pytest.raises(ConfigError, match=r"'fast' cannot be used .* small"):
         protocol_config("fast", "igd")

@@ -124,6 +124,16 @@ def test_without_one_class_there_is_no_auroc(scorer: Scorer, data: Path) -> None
     assert result["fpr_interval_95"] == (0.0, 1.0)
 
 
+def test_a_category_without_anomalous_images_is_an_error_that_names_it(scorer: Scorer,
+                                                                       data: Path) -> None:
+    for folder in (data / "weave" / "test").iterdir():
+        if folder.name != "good":
+            shutil.rmtree(folder)
+    with pytest.raises(DataError, match=r"none of the 6 readable test images of weave in "
+                                        rf"{data} is anomalous; expected some in test/DEFECT/"):
+        evaluate_category(str(data), "weave", scorer)
+
+
 def test_an_unreadable_test_image_is_skipped_and_named(scorer: Scorer, data: Path) -> None:
     path = data / "weave" / "test" / "good" / "001.png"
     path.write_bytes(path.read_bytes()[:200])
