@@ -188,6 +188,9 @@ def evaluate(
     equalise: Annotated[bool, typer.Option(
         "--equalise-brightness", help="Bring every image to the normals' mean grey level first: "
         "what is left is not brightness alone.")] = False,
+    html: Annotated[str | None, typer.Option(
+        "--html", metavar="FILE", help="Also write a page, also s3://: tables, curves, and the "
+        "images that the model gets most wrong.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Score test images, beside baselines, against labels and masks.
@@ -200,12 +203,14 @@ def evaluate(
     """
     if protocol != "mvtec":
         _evaluate_one_class(data, protocol, classes, seeds, ensemble, ablation, preset,
-                            settings or [], seed, ray_address, json_file)
+                            settings or [], seed, ray_address, html, json_file)
         return
     if models is None:
         raise ConfigError("--models is missing; expected the registry that holds the models")
-    from igd import registry
+    from igd import registry, storage
     from igd.data import datasets
+    from igd.data.images import overlay
+    from igd.report.evaluation import render_evaluation
     from igd.report.text import evaluation_lines, evaluation_notes
     from igd.score.evaluate import Evaluation, evaluate_category
     from igd.score.scorer import Scorer
@@ -228,15 +233,22 @@ def evaluate(
     _write_json(json_file, {"categories": {one.category: one.document() for one in results},
                             "commit": _commit(), "data": data, "models": models,
                             "version": __version__, "peak_memory_mb": _peak_memory_mb()})
+    if html is not None:
+        page = render_evaluation(results, overlay=overlay, facts={
+            "data": data, "models": models, "commit": _commit()})
+        storage.write_bytes(html, page.encode())
+        print(html)
 
 
 def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: int, ensemble: int,
                         ablation: bool, preset: str | None, settings: list[str], seed: int,
-                        ray_address: str | None, json_file: Path | None) -> None:
+                        ray_address: str | None, html: str | None,
+                        json_file: Path | None) -> None:
     from igd import storage
     from igd.data.oneclass import CLASS_NAMES, Dataset
     from igd.pipelines.cluster import connected
     from igd.pipelines.oneclass import protocol_config, run_protocol
+    from igd.report.protocol import render_protocol
     from igd.report.text import protocol_lines
 
     if protocol not in CLASS_NAMES:
@@ -262,6 +274,13 @@ def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: in
     print("\n".join(protocol_lines(result)))
     _write_json(json_file, {**result.document(), "commit": _commit(), "data": data,
                             "version": __version__})
+    if html is not None:
+        page = render_protocol(result, facts={
+            "data": data, "settings": " ".join(settings) or None, "seeds": str(seeds),
+            "models of an ensemble": str(ensemble), "first seed": str(seed),
+            "commit": _commit()})
+        storage.write_bytes(html, page.encode())
+        print(html)
 
 
 def _label(name: str, known: tuple[str, ...]) -> int:

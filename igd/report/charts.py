@@ -1,9 +1,10 @@
-"""Histograms as SVG that takes its colours from the page, so that it reads in light and dark."""
+"""Charts as SVG that takes its colours from the page, so that it reads in light and dark."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -17,6 +18,12 @@ BINS = 48
 _INK, _RUN, _NORMALS, _THRESHOLD, _GRID = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {_INK: "var(--muted)", _RUN: "var(--run)", _NORMALS: "var(--ink)",
               _THRESHOLD: "var(--anomalous)", _GRID: "var(--line)"}
+SERIES = 8
+"""Colours for what stands beside the model, `--s0` and on; every second one is dashed."""
+_SERIES = {f"#0102{number:02x}": f"var(--s{number - 16})" for number in range(16, 16 + SERIES)}
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""x and y, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class Histogram:
     """A chart and what it leaves out.
 
     Attributes:
-        svg: markup of ours alone; it holds numbers and no names.
+        svg: markup of ours alone.
         beyond: images of the run outside the axis, counted in its first or last bar.
     """
 
@@ -40,15 +47,86 @@ def score_histogram(scores: NDArray[np.float64], normals: NDArray[np.float64] | 
         scores: (N,), N at least 1.
         normals: (n,), or None where the model is out of reach.
     """
+    return _histogram([(scores, _RUN)], normals, thresholds)
+
+
+def labelled_histogram(normal: NDArray[np.float64], anomalous: NDArray[np.float64],
+                       calibration: NDArray[np.float64], threshold: float) -> Histogram:
+    """The scores of normal and of anomalous test images as bars, one before the other.
+
+    Args:
+        normal, anomalous: (N,), one of which may be empty.
+        calibration: (M,) of the calibration normals, as an outline.
+    """
+    bars = [(values, colour) for values, colour in ((normal, _RUN), (anomalous, _THRESHOLD))
+            if len(values)]
+    return _histogram(bars, calibration, [threshold])
+
+
+def roc_chart(model: Curve, beside: Sequence[Curve]) -> Markup:
+    """ROC curves, rates as shares; those beside the model are thin, in the colours of `SERIES`."""
+    with _drawing():
+        figure = Figure(figsize=(3.6, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot((0, 1), (0, 1), color=_GRID, linewidth=1)
+        for number, curve in enumerate(beside):
+            axes.plot(*curve, color=list(_SERIES)[number % SERIES], linewidth=1.1,
+                      linestyle=(0, (4, 2)) if number % 2 else "-")
+        axes.plot(*model, color=_NORMALS, linewidth=2.6, solid_joinstyle="round")
+        _style(axes)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal",
+                 xlabel="normal images flagged", ylabel="anomalous images flagged")
+        return _markup(figure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A value with a line from `low` to `high` through it; `ours` is drawn strong."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    ours: bool
+
+
+def dot_chart(dots: Sequence[Dot], marks: Iterable[float], label: str) -> Markup:
+    """Values below one another, the first at the top.
+
+    Args:
+        marks: where dashed lines stand.
+        label: of the axis.
+    """
+    with _drawing():
+        figure = Figure(figsize=(4.6, 0.6 + 0.22 * len(dots)), layout="constrained")
+        axes = figure.add_subplot()
+        for mark in marks:
+            axes.axvline(mark, color=_THRESHOLD, linewidth=1.3, linestyle=(0, (4, 2)))
+        for y, dot in enumerate(dots):
+            colour = _NORMALS if dot.ours else _RUN
+            axes.plot((dot.low, dot.high), (y, y), color=colour, linewidth=1.6)
+            axes.plot(dot.value, y, marker="o", markersize=6, color=colour)
+        _style(axes)
+        axes.grid(axis="x", color=_GRID, linewidth=0.8)
+        axes.set(ylim=(len(dots) - 0.4, -0.6), xlabel=label, yticks=range(len(dots)),
+                 yticklabels=[dot.name for dot in dots])
+        return _markup(figure)
+
+
+def _histogram(bars: Sequence[tuple[NDArray[np.float64], str]],
+               outline: NDArray[np.float64] | None, thresholds: Iterable[float]) -> Histogram:
     lines = sorted(thresholds)
-    low, high = _limits(scores if normals is None else np.concatenate([scores, normals]), lines)
+    scores = np.concatenate([values for values, _ in bars])
+    low, high = _limits(scores if outline is None else np.concatenate([scores, outline]), lines)
     edges = np.linspace(low, high, BINS + 1)
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "igd", "font.size": 9}):
+    with _drawing():
         figure = Figure(figsize=(4.6, 2.2), layout="constrained")
         axes = figure.add_subplot()
-        axes.stairs(_share(scores, edges), edges, fill=True, color=_RUN)
-        if normals is not None:
-            axes.stairs(_share(normals, edges), edges, color=_NORMALS, linewidth=1.1)
+        for number, (values, colour) in enumerate(bars):
+            axes.stairs(_share(values, edges), edges, fill=True, color=colour,
+                        alpha=0.6 if number else 1)
+        if outline is not None:
+            axes.stairs(_share(outline, edges), edges, color=_NORMALS, linewidth=1.1)
         for threshold in lines:
             axes.axvline(threshold, color=_THRESHOLD, linewidth=1.3, linestyle=(0, (4, 2)))
         _style(axes)
@@ -56,6 +134,11 @@ def score_histogram(scores: NDArray[np.float64], normals: NDArray[np.float64] | 
                  ylabel="% of images")
         beyond = int(((scores < low) | (scores > high)).sum())
         return Histogram(svg=_markup(figure), beyond=beyond)
+
+
+def _drawing() -> AbstractContextManager[None]:
+    return mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "igd", "font.size": 9,
+                           "text.parse_math": False})
 
 
 def _limits(values: NDArray[np.float64], lines: list[float]) -> tuple[float, float]:
@@ -89,6 +172,6 @@ def _markup(figure: Figure) -> Markup:
                    metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = sink.getvalue()
     text = text[text.index("<svg"):]
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in (_VARIABLES | _SERIES).items():
         text = text.replace(colour, variable)
     return Markup(text)

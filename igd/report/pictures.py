@@ -133,11 +133,11 @@ class Gallery:
             under_HWC = pixels_HWC if pixels_HWC is not None else np.full(
                 (*heatmap_HW.shape, 3), _BLANK, np.uint8)
             png = self._pictures.overlay(under_HWC, heatmap_HW, lo=scale.lo, hi=scale.hi)
-            overlaid = _data_uri(Image.open(io.BytesIO(png)))
+            overlaid = data_uri(Image.open(io.BytesIO(png)))
         width, height = _extent(original)
         return Tile(
             row=row, name=short_name(row), full_name=full_name(row), heatmap=overlaid,
-            image=None if pixels_HWC is None else _data_uri(Image.fromarray(pixels_HWC)),
+            image=None if pixels_HWC is None else data_uri(Image.fromarray(pixels_HWC)),
             view=_view(original), aspect=min(max(width / height, _NARROWEST), _WIDEST),
             seen=1.0 if original.box is None else width * height / (row["width"] * row["height"]),
             problem=original.problem or "not found")
@@ -183,7 +183,8 @@ def _view(original: Original) -> str | None:
     return f"{x0} {y0} {x1 - x0} {y1 - y0}"
 
 
-def _data_uri(image: Image.Image) -> Markup:
+def data_uri(image: Image.Image) -> Markup:
+    """The image inside the page."""
     sink = io.BytesIO()
     image.convert("RGB").save(sink, "WEBP", quality=82)
     return Markup("data:image/webp;base64," + base64.b64encode(sink.getvalue()).decode())

@@ -8,31 +8,17 @@ from datetime import date as Date
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from igd import __version__
 from igd.records import Decision
 from igd.report.charts import Histogram, score_histogram
-from igd.report.names import full_name, tail, visible
+from igd.report.page import calibrated, environment
 from igd.report.pictures import Gallery, Pictures, Scale, Tile
 from igd.report.summary import DateSummary, ModelSummary, Row, is_odd, summarize
 
 LEAST_TILES = 4
 """Highest images shown of each model, however many models a date has."""
 MOST_SOURCES = 100
-
-PRESETS = {
-    "fast": ("Gaussian descriptors on frozen ImageNet features; not the networks of the IGD "
-             "paper. Its p-values compare with normals that were scored by models fitted "
-             "without them, and carry no distribution-free guarantee."),
-    "small": ("the networks of the IGD paper, narrow. Its p-values are split-conformal: of "
-              "normals like those of the calibration, at most the rate alpha is called "
-              "anomalous."),
-    "paper": ("the networks of the IGD paper at full width. Its p-values are split-conformal: "
-              "of normals like those of the calibration, at most the rate alpha is called "
-              "anomalous."),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +74,10 @@ def render_run_report(out: str, date: Date, *, pictures: Pictures, normals: Find
     sections = [_section(model, *shown[id(model)], gallery,
                          normals(model.run_id, model.category, model.version))
                 for model in models]
-    return _environment().get_template("run.html.j2").render(
-        out=out.rstrip("/"), date=date, version=__version__, summary=summary, sections=sections,
+    return environment().get_template("run.html.j2").render(
+        out=out.rstrip("/"), date=date, summary=summary, sections=sections,
         rejects_only=sorted(set(summary.rejected) - {model.category for model in models}),
-        presets={model.preset: PRESETS.get(model.preset, "") for model in models},
+        presets={model.preset: calibrated(model.preset) for model in models},
         totals=_totals(summary), most_sources=MOST_SOURCES)
 
 
@@ -122,22 +108,3 @@ def _totals(summary: DateSummary) -> dict[str, Any]:
     return {"planned": summary.scored + rejected, "scored": summary.scored,
             "rejected": rejected, "decisions": decisions,
             "odd_sources": sum(map(is_odd, summary.sources))}
-
-
-def _environment() -> Environment:
-    environment = Environment(loader=PackageLoader("igd.report"), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        visible=visible, tail=tail, full_name=full_name, count="{:,}".format,
-        number="{:.4g}".format, size=_size, repr=repr)
-    environment.tests.update(odd=is_odd)
-    return environment
-
-
-def _size(size_bytes: int) -> str:
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.3g} {unit}" if unit != "B" else f"{size_bytes} B"
-        value /= 1024
-    return f"{value:,.1f} TiB"

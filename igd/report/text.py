@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from igd.score.bootstrap import Estimate
 from igd.score.evaluate import Evaluation
@@ -12,6 +12,8 @@ COLUMNS = {"image_auroc": "image AUROC", "image_ap": "image AP",
            "balanced_accuracy": "balanced acc.", "pixel_auroc": "pixel AUROC",
            "image_mean_pixel_auroc": "mean per image", "au_pro": "AU-PRO 30%"}
 """Metrics in the order of the table, and their headings."""
+Figure = Estimate | float | None
+"""A cell of the table; the paper's figures have no interval."""
 
 _ROW = "  {:25}" + " {:>16}" * len(COLUMNS)
 
@@ -21,15 +23,21 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     tests = found.tests
     anomalous = int(tests.is_anomalous_N.sum())
     equalised = ", brightness equalised" if found.equalised else ""
-    paper = [_ROW.format("paper (IGD)", *(number(found.paper[name]) if name in found.paper else ""
-                                          for name in COLUMNS))] if found.paper else []
     return [
         f"{found.category}: preset {found.preset}, {found.version}; {len(tests)} images, "
         f"{anomalous} anomalous{equalised}; {len(tests) / found.seconds:.1f} images/s",
         _ROW.format("", *COLUMNS.values()),
-        _metric_row(f"igd-ray {found.preset}", found.model.metrics), *paper,
-        *(_metric_row(name, result.metrics) for name, result in found.baselines.items()),
-        *(_metric_row(f"ladder {name}", result.metrics) for name, result in found.ladder.items())]
+        *(_ROW.format(name, *(estimate(metrics[column]) if column in metrics else ""
+                              for column in COLUMNS)) for name, metrics in table_rows(found))]
+
+
+def table_rows(found: Evaluation) -> Iterator[tuple[str, Mapping[str, Figure]]]:
+    """A category's methods and their metrics, in the order of the table."""
+    yield f"igd-ray {found.preset}", found.model.metrics
+    if found.paper:
+        yield "paper (IGD)", found.paper
+    yield from ((name, result.metrics) for name, result in found.baselines.items())
+    yield from ((f"ladder {name}", result.metrics) for name, result in found.ladder.items())
 
 
 def evaluation_notes(found: Evaluation) -> list[str]:
@@ -76,12 +84,8 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}".removeprefix("0")[:4]
 
 
-def estimate(found: Estimate | None) -> str:
-    """`.931 (.905-.954)`: the value and its 95% interval."""
-    return "-" if found is None else (f"{number(found.value)} ({number(found.low)}-"
-                                      f"{number(found.high)})")
-
-
-def _metric_row(name: str, metrics: Mapping[str, Estimate | None]) -> str:
-    return _ROW.format(name, *(estimate(metrics[column]) if column in metrics else ""
-                               for column in COLUMNS))
+def estimate(found: Figure) -> str:
+    """`.931 (.905-.954)`: the value and its 95% interval, if it has one."""
+    if not isinstance(found, Estimate):
+        return number(found)
+    return f"{number(found.value)} ({number(found.low)}-{number(found.high)})"
