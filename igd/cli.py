@@ -195,7 +195,8 @@ def evaluate(
 ) -> None:
     """Score test images, beside baselines, against labels and masks.
 
-    Prints metrics with 95% intervals over resampled test images.
+    Prints metrics with 95% intervals over resampled test images. A category that cannot be
+    evaluated fails alone (exit 3).
 
     Example: `igd-ray evaluate mvtec_ad --models ./models --json result.json`
 
@@ -223,9 +224,15 @@ def evaluate(
                           "run igd-ray train-all first")
     results: list[Evaluation] = []
     for name in names:
-        found = evaluate_category(
-            data, name, Scorer(registry.load_bundle(models, name)), fpr=fpr,
-            with_ladder=with_ladder, equalise=equalise, progress=partial(_say_of, name))
+        try:
+            found = evaluate_category(
+                data, name, Scorer(registry.load_bundle(models, name)), fpr=fpr,
+                with_ladder=with_ladder, equalise=equalise, progress=partial(_say_of, name))
+        except IgdError as error:
+            if len(names) == 1:
+                raise
+            _say(f"FAILED {name}: {error}")
+            continue
         results.append(found)
         print("\n".join(evaluation_lines(found)), flush=True)
         for text in evaluation_notes(found):
@@ -233,11 +240,13 @@ def evaluate(
     _write_json(json_file, {"categories": {one.category: one.document() for one in results},
                             "commit": _commit(), "data": data, "models": models,
                             "version": __version__, "peak_memory_mb": _peak_memory_mb()})
-    if html is not None:
+    if html is not None and results:
         page = render_evaluation(results, overlay=overlay, facts={
             "data": data, "models": models, "commit": _commit()})
         storage.write_bytes(html, page.encode())
         print(html)
+    if len(results) < len(names):
+        raise typer.Exit(3)
 
 
 def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: int, ensemble: int,

@@ -40,7 +40,8 @@ def run_demo(out: Path, command: Callable[[list[str]], None], say: Callable[[str
     where = ["--out", str(tables), "--date", DATE.isoformat()]
     for line in (
         ["train-all", str(data), "--models", str(models), "--preset", "fast"],
-        ["evaluate", str(data), "--models", str(models), "--json", str(out / "evaluate.json")],
+        ["evaluate", str(data), "--models", str(models), "--json", str(out / "evaluate.json"),
+         "--html", str(out / "evaluate.html")],
         ["score", str(archive), "--models", str(models), *where,
          "--category-from", "{category}/*", "--heatmaps", "all", "--max-reject-share", "0.05",
          "--shard-members", "32", "--json", str(out / "score.json")],
@@ -51,6 +52,7 @@ def run_demo(out: Path, command: Callable[[list[str]], None], say: Callable[[str
         command(line)
     say(f"\ndemo done in {time.monotonic() - began:.0f} s")
     say(f"  tables: {tables}/scores {tables}/heatmaps {tables}/sources")
+    say(f"  evaluation: {out / 'evaluate.html'}")
     say(f"  report: {tables}/reports/{DATE.isoformat()}.html")
 
 

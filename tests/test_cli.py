@@ -149,6 +149,17 @@ def test_the_magnetic_tiles_become_a_category(tmp_path, fails) -> None:
     assert "MT_Free" in fails(2, "data", "magnetic-tile", tmp_path, tmp_path / "out")
 
 
+def test_a_category_that_cannot_be_evaluated_fails_alone(tiny_data, tiny_models, tmp_path) -> None:
+    data, file, page = tmp_path / "data", tmp_path / "result.json", tmp_path / "page.html"
+    shutil.copytree(tiny_data, data)
+    shutil.rmtree(data / "washer" / "test")
+    said = run("evaluate", data, "--models", tiny_models, "--json", file, "--html", page)
+    assert said.returncode == 3, said.stderr
+    assert re.search(r"^FAILED washer: no test image in .*washer/test", said.stderr, re.M)
+    assert list(json.loads(file.read_text())["categories"]) == ["weave"]
+    assert said.stdout.splitlines()[-1] == str(page) and "weave" in page.read_text()
+
+
 def test_models_show_what_a_model_is(tiny_models) -> None:
     listed = run("models", "list", "--models", tiny_models).stdout
     assert re.search(r"^\* weave +\S+ +fast +24 +0\.0400$", listed, re.M), listed
