@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--data DATA --category bottle] [--fashion-mnist DIR]
         [--classes 0,1,2] [--minutes 30] [--width 64] [--epochs N] [--iterations N]
-        [--set train.patches_per_image=64] [--out benchmarks/results/gpu.json]
+        [--set train.patches_per_image=32] [--out benchmarks/results/gpu.json]
 
 One process, no Ray and no S3 client, on the GPU where there is one. Of DATA/CATEGORY the nets are
 trained as `igd-ray train --preset paper` does, a fifth of the normals held out, and evaluated on

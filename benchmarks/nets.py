@@ -5,8 +5,8 @@
 DATA is a folder with `mvtec_ad/` and `magnetic_tile/`; bottle, and the tiles split by clusters of
 near-twins. Every variant of preset `small` is trained on the same normals (of the tiles a random
 `--max-train`), a fifth held out, and judged on the test images in profile `paper`, in profile
-`standardised` (the scale from all held-out normals), by each term alone, and by the sum of
-standardised `fast` and each of the two; `fast` is fitted on the same normals. In process, one
+`standardised` (the scale from all held-out normals), by each term alone, and by the sum of the
+latter and `fast`, which is fitted on the same normals. In process, one
 thread. Results are written after every training to benchmarks/results/nets.json.
 
 Variants are named before any test image is scored, and none is chosen by these figures.
@@ -41,7 +41,7 @@ from igd.train.loop import Progress, train_nets
 RESULT = Path(__file__).parent / "results" / "nets.json"
 VARIANTS = {
     "small": (),
-    "converged": ("distill.iterations=10000",),  # the loss falls no further than a percent
+    "converged": ("distill.iterations=10000",),
     "off_bound": ("train.kappa=8",),  # sigma^2 = 8 times the mean distance, not half of it
     "dense_local": ("net.local_encoder=teacher",),  # the teacher's dense features, and a decoder
     "all": ("net.local_encoder=teacher", "train.kappa=8"),

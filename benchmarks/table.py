@@ -11,10 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from igd.data.oneclass import CLASS_NAMES
+
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 
 
+BASELINES = ("mean_brightness", "image_size", "l1_mean_image", "pca", "knn", "mahalanobis",
+             "patchcore", "padim")
+LADDER = ("shared_isotropic", "position_isotropic", "shared_full", "position_full", "half_shrunk",
+          "half_shrunk_pooled")
+ONE_CLASS_ROWS = ("ms_ssim", "kd", "kd_dsvdd", "kd_gsvdd", "igd", "igd: reconstruction alone",
+                  "igd: descriptor alone", *BASELINES[:6])
 SHOWN = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro": "AU-PRO 30%"}
 MACHINE = "{cores} cores ({cpu}), no GPU"
 
@@ -53,7 +61,7 @@ def accuracy() -> str:
         lines.append(row(f"**`{preset}`**", [
             over_seeds([run for run in categories[part, preset]], metric)
             for part, metric in columns]))
-    for name in categories["bottle", "fast"][0]["baselines"]:
+    for name in BASELINES:
         lines.append(row(name, [
             over_seeds([categories[part, "fast"][0]["baselines"][name]], metric)
             for part, metric in columns]))
@@ -86,7 +94,7 @@ def ladder() -> str:
     bottle, tile = (next(iter(part.values()))["ladder"] for part in parts)
     lines = ["**The descriptor ladder**, image AUROC / pixel AUROC / AU-PRO (`igd-ray evaluate "
              "--ladder`):", "", "| descriptor | bottle | tiles |", "|---|---|---|"]
-    for name in bottle:
+    for name in LADDER:
         lines.append(row(name, [" / ".join(digits(of[name][metric]) for metric in SHOWN)
                                 for of in (bottle, tile)]))
     return "\n".join([*lines, ""])
@@ -101,21 +109,23 @@ def one_class() -> str:
              f"95% interval, {seeds} seeds (mean, widest interval; last column the mean of the "
              "classes and its range over seeds):", "",
              row("method", [*classes, "mean"]), "|---" * (len(classes) + 2) + "|"]
-    for name, of in found["rows"].items():
-        cells = []
-        for each in of["classes"].values():
+    for name in ONE_CLASS_ROWS:
+        of, cells = found["rows"][name], []
+        for each in (of["classes"][label] for label in classes):
             value = sum(seed["value"] for seed in each) / len(each)
             cells.append(f"{digits(value)} ({digits(min(seed['low'] for seed in each))}-"
                          f"{digits(max(seed['high'] for seed in each))})")
         low, high = map(digits, of["seeds_from_to"])
         lines.append(row(name, [*cells, digits(of["mean"])
                                 + ("" if low == high else f" ({low}-{high})")]))
-    numbers = ",".join(found["labels"]) if "labels" in found else "0,1,5"
-    return "\n".join([*lines, "", f"`igd-ray evaluate DIR --protocol fashion-mnist --classes "
-                      f"{numbers} --seeds {seeds} --ablation`: {found['seconds'] / 60:.0f} min on "
-                      f"2 cores, commit {found['commit']}. The paper has "
-                      f"{digits(found['paper_mean_of_ten_classes']['single'])} over ten classes, "
-                      "at full width and schedule.", ""])
+    labels = ",".join(str(CLASS_NAMES["fashion-mnist"].index(name)) for name in classes)
+    cores = load("spine-small")["machine"]["cores"]
+    told = (f"`igd-ray evaluate DIR --protocol fashion-mnist --classes {labels} --seeds {seeds} "
+            f"--ablation`: {found['seconds'] / 60:.0f} min on {cores} cores, commit "
+            f"{found['commit']}. The paper has "
+            f"{digits(found['paper_mean_of_ten_classes']['single'])} over ten classes, at full "
+            "width and schedule.")
+    return "\n".join([*lines, "", told, ""])
 
 
 def nets() -> str:
@@ -166,7 +176,19 @@ def spine() -> str:
                 "`sc": "score"}[name[:3]]
         spread = document["spread"][step]
         lines.append(f"| {name} | {span(spread['seconds'])} | {span(spread['peak_memory_mb'])} |")
-    return "\n".join([*lines, "", prose(fast, small, tiles), ""])
+    return "\n".join([*lines, "", prose(fast, small, tiles), "", terms(small), ""])
+
+
+def terms(small: dict[str, Any]) -> str:
+    """What training `small` on bottle did to each term."""
+    found = small["runs"][0]["curve"]
+    names = {"reconstruction": "reconstruction", "gsvdd": "GSVDD", "sigma2": "sigma^2",
+             "critic": "critic", "adversarial": "adversarial", "distillation": "distillation"}
+    told = [f"{phase.split()[0]} {label} {ends['first'][name]:.2g} to {ends['last'][name]:.2g}"
+            for phase, ends in found.items() for name, label in names.items()
+            if name in ends["first"]]
+    return ("Terms of `train bottle`, `small`, from the first step (a distillation: its first "
+            f"twentieth) to the last epoch's mean: {', '.join(told)}.")
 
 
 def category_row(category: str, preset: str, runs: list[dict[str, Any]]) -> str:

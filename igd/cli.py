@@ -202,6 +202,11 @@ def evaluate(
 
     Example: `igd-ray evaluate fashion --protocol fashion-mnist --classes 0,Sandal --ablation`
     """
+    _check_protocol_options(protocol, {
+        "--models": models, "--categories": categories, "--ladder": with_ladder,
+        "--equalise-brightness": equalise}, {
+        "--classes": classes, "--ablation": ablation, "--preset": preset, "--set": settings,
+        "--seeds": seeds > 1, "--ensemble": ensemble > 1, "--ray-address": ray_address})
     if protocol != "mvtec":
         _evaluate_one_class(data, protocol, classes, seeds, ensemble, ablation, preset,
                             settings or [], seed, ray_address, html, json_file)
@@ -222,30 +227,32 @@ def evaluate(
     if not names:
         raise ConfigError(f"no category of {data} ({', '.join(known)}) has a model in {models}; "
                           "run igd-ray train-all first")
-    results: list[Evaluation] = []
+    documents: dict[str, Any] = {}
+    shown: list[Evaluation] = []  # with its images, so only where a page is asked for
     for name in names:
         try:
             found = evaluate_category(
                 data, name, Scorer(registry.load_bundle(models, name)), fpr=fpr,
                 with_ladder=with_ladder, equalise=equalise, progress=partial(_say_of, name))
         except IgdError as error:
-            if len(names) == 1:
+            if len(names) == 1 or isinstance(error, ConfigError):
                 raise
             _say(f"FAILED {name}: {error}")
             continue
-        results.append(found)
+        documents[name] = found.document()
+        shown += [found] if html is not None else []
         print("\n".join(evaluation_lines(found)), flush=True)
         for text in evaluation_notes(found):
             _say_of(name, text)
-    _write_json(json_file, {"categories": {one.category: one.document() for one in results},
-                            "commit": _commit(), "data": data, "models": models,
-                            "version": __version__, "peak_memory_mb": _peak_memory_mb()})
-    if html is not None and results:
-        page = render_evaluation(results, overlay=overlay, facts={
+        _write_json(json_file, {"categories": documents, "commit": _commit(), "data": data,
+                                "models": models, "version": __version__,
+                                "peak_memory_mb": _peak_memory_mb()})
+    if html is not None and shown:
+        page = render_evaluation(shown, overlay=overlay, facts={
             "data": data, "models": models, "commit": _commit()})
         storage.write_bytes(html, page.encode())
         print(html)
-    if len(results) < len(names):
+    if len(documents) < len(names):
         raise typer.Exit(3)
 
 
@@ -290,6 +297,17 @@ def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: in
             "commit": _commit()})
         storage.write_bytes(html, page.encode())
         print(html)
+    if result.failed:
+        raise typer.Exit(3)
+
+
+def _check_protocol_options(protocol: str, of_mvtec: dict[str, object],
+                            of_one_class: dict[str, object]) -> None:
+    foreign = of_one_class if protocol == "mvtec" else of_mvtec
+    given = [option for option, value in foreign.items() if value]
+    if given:
+        raise ConfigError(f"{', '.join(given)} cannot be used with --protocol {protocol}; see "
+                          "igd-ray evaluate --help")
 
 
 def _label(name: str, known: tuple[str, ...]) -> int:

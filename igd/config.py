@@ -125,8 +125,9 @@ class TrainConfig:
     epochs: int = 256
     batch_size: int = 64
     """Images per step (global) and, times `patches_per_image`, patches per step (local)."""
-    patches_per_image: int = 225
-    """Local patches drawn from each image in a step; 225 is all of them."""
+    patches_per_image: int = 16
+    """Local patches drawn from each image in a step, anew in every one; 225 is all of them, which
+    at the paper's width and batch takes over 100 GB (8 MB a patch)."""
     lr: float = 1e-4
     poly_power: float = 0.9
     """lr * (1 - step / steps) ** poly_power."""
@@ -170,7 +171,8 @@ class MixConfig:
     """How the nets' terms become one score (Eq. 11)."""
 
     profile: Literal["paper", "official", "standardised"] = "paper"
-    """`paper`: Eq. 11. `official`: the authors' code. `standardised`: the sum of the terms, each
+    """`paper`: Eq. 11. `official`: the authors' code, also in training, where SSIM then takes
+    pixels around their mean. `standardised`: the sum of the terms, each
     on the scale of held-out normals."""
     xi: float = 0.5
     """`paper`: weight of reconstruction against the descriptor."""
@@ -270,8 +272,7 @@ def preset_config(preset: str, overrides: Sequence[str] = (), *, seed: int = 0) 
         tree["net"] = {"width": 8, "global_encoder": "teacher", "batch_norm": "initial"}
         tree["distill"] = {"iterations": 1000, "lr": 1e-3, "max_inputs": 8192}
         # rho: in so few steps MS-SSIM alone leaves the brightness of even patches unlearnt
-        tree["train"] = {"epochs": 12, "batch_size": 8, "patches_per_image": 16, "lr": 1e-3,
-                         "rho": 0.5}
+        tree["train"] = {"epochs": 12, "batch_size": 8, "lr": 1e-3, "rho": 0.5}
     for item in overrides:
         _apply(tree, item)
     return config_from_dict(tree, where="--set")

@@ -28,7 +28,7 @@ from igd.train.calibrate import (
     split_held_out,
     split_normals,
 )
-from igd.train.loop import Progress, train_nets
+from igd.train.loop import Progress, findings, train_nets
 from igd.train.strip import strip
 
 Report = Callable[[str], None]
@@ -148,6 +148,8 @@ def _train_nets(image_NCHW: Tensor, config: Config, report: Report) -> _Trained:
     assert isinstance(model, IGD)
     model.load_state_dict(trained.cpu().state_dict())
     model.eval()
+    for line in findings([progress for _, progress in timed]):
+        report(line)
     report("calibrating")
     with pinned_threads(THREADS):
         if len(scale_K):
@@ -181,5 +183,6 @@ def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
         "calibration": "cross-conformal" if fast else "split-conformal",
         "smallest_alpha": smallest_alpha, "score_fingerprint": score_fingerprint(task.config),
         "scale_images": [loaded.keys[i] for i in trained.scale],
-        "torch_threads": torch.get_num_threads(), "curve": [vars(step) for step in trained.curve],
+        "torch_threads": torch.get_num_threads(), "findings": findings(trained.curve),
+        "curve": [vars(step) for step in trained.curve],
     }

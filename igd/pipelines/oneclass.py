@@ -17,20 +17,18 @@ from ray.exceptions import RayError
 from igd import registry
 from igd.config import Config, preset_config
 from igd.data.oneclass import CLASS_NAMES, Dataset, load
-from igd.errors import ConfigError
+from igd.errors import ConfigError, IgdError
 from igd.pipelines.cluster import Resources, own_error
 from igd.score.bootstrap import Estimate
 from igd.score.oneclass import ProtocolResult, auroc, baseline_aurocs, check_class
-from igd.train.loop import Progress, train_nets
+from igd.train.loop import Progress, findings, train_nets
 
-ABLATION: Mapping[str, tuple[str, ...]] = {
-    "ms_ssim": ("net.local_encoder=trained", "train.descriptor=none", "train.interpolation=false"),
-    "kd": ("train.descriptor=none", "train.interpolation=false"),
-    "kd_dsvdd": ("train.descriptor=dsvdd", "train.interpolation=false"),
-    "kd_gsvdd": ("train.interpolation=false",),
-    "igd": (),
-}
-"""The rows of the paper's ablation as settings; the last is the whole method."""
+SWITCHES = ("net.local_encoder", "train.descriptor", "train.interpolation")
+ABLATION: Mapping[str, tuple[str, str, str]] = {
+    "ms_ssim": ("trained", "none", "false"), "kd": ("distilled", "none", "false"),
+    "kd_dsvdd": ("distilled", "dsvdd", "false"), "kd_gsvdd": ("distilled", "gsvdd", "false"),
+    "igd": ("distilled", "gsvdd", "true")}
+"""The rows of the paper's ablation as values of `SWITCHES`; the last is the whole method."""
 IGD = "igd"
 
 SETTINGS = {"paper": ("train.epochs=128",),
@@ -47,16 +45,26 @@ def protocol_config(preset: str, row: str, settings: Sequence[str] = (), *,
     """The config of a row of the ablation: 32x32 nets as the only branch.
 
     Args:
-        settings: `--set` items, which may change anything but the row.
+        settings: `--set` items.
 
     Raises:
-        ConfigError: preset `fast`, which has no nets, or a setting of `preset_config`.
+        ConfigError: preset `fast`, which has no nets; a switch of the ablation among the settings;
+            profile `standardised`, for which no normals are held out; as `preset_config`.
     """
     if preset not in SETTINGS:
         raise ConfigError(f"preset {preset!r} cannot be used for a one-class protocol; expected "
                           f"{' or '.join(SETTINGS)} (its 32x32 nets are the only branch)")
-    return preset_config(preset, ["net.branches=local", "image.size=32", *SETTINGS[preset],
-                                  *settings, *ABLATION[row]], seed=seed)
+    for item in settings:
+        if item.partition("=")[0].strip() in SWITCHES:
+            raise ConfigError(f"--set {item!r} cannot be used in a one-class protocol, whose rows "
+                              "are made of it; expected other settings; see --ablation")
+    switches = map("=".join, zip(SWITCHES, ABLATION[row], strict=True))
+    config = preset_config(preset, ["net.branches=local", "image.size=32", *SETTINGS[preset],
+                                    *settings, *switches], seed=seed)
+    if config.mix.profile == "standardised":
+        raise ConfigError("mix.profile=standardised cannot be used in a one-class protocol, which "
+                          "trains on all normals; expected paper or official")
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +112,10 @@ def run_case(case: Case) -> CaseResult:
     teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device)
                if config.net.needs_teacher else None)
     phases: dict[str, Any] = {}
+    curve: list[Progress] = []
 
     def step_done(progress: Progress) -> None:
+        curve.append(progress)
         phase = phases.setdefault(progress.phase, {"first": progress.metrics})
         phase["last"] = progress.metrics
 
@@ -121,7 +131,8 @@ def run_case(case: Case) -> CaseResult:
         case=case, scores_N=torch.cat([part.score_N for part in parts]).cpu().numpy(),
         terms=terms, training={
             "seed": config.seed, "images": len(normal_NHWC), "seconds": round(trained - began, 1),
-            "scoring_seconds": round(time.monotonic() - trained, 1), "phases": phases})
+            "scoring_seconds": round(time.monotonic() - trained, 1), "phases": phases,
+            "findings": findings(curve)})
 
 
 def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Sequence[int],
@@ -132,6 +143,7 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
     """Trains and judges every class, `seeds` times an ensemble of so many models.
 
     The score of an ensemble is the mean of its models' scores; every single model is judged too.
+    A model that cannot be trained fails alone, and its ensemble with it.
 
     Args:
         resources: of the cluster that is connected.
@@ -140,8 +152,7 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
         finished: told how many of how many tasks are done, and of the last in a few words.
 
     Raises:
-        DataError: also of a class that cannot be trained or judged, before anything starts.
-        DivergedError: as `run_case`; the other tasks are stopped.
+        DataError: a damaged dataset, or a class of it that cannot be trained or judged.
     """
     began = time.monotonic()
     data = load(dataset, uri)  # on the driver: a damaged file is found before anything starts
@@ -151,7 +162,7 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
     cases = [Case(dataset=dataset, uri=uri, label=label, row=row,
                   config=protocol_config(preset, row, settings, seed=seed + i))
              for row in reversed(rows) for label in labels for i in range(seeds * ensemble)]
-    done, beside = _run(cases, resources, dataset, uri, labels, finished)
+    done, beside, failed = _run(cases, resources, dataset, uri, labels, finished)
     found: dict[str, dict[str, list[Estimate]]] = {}
     training: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
@@ -171,15 +182,17 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
                     judge(f"{row}: reconstruction alone", label, one.terms["local_reconstruction"])
                     if "local_gsvdd_distance" in one.terms:
                         judge(f"{row}: descriptor alone", label, one.terms["local_gsvdd_distance"])
-            for i in range(0, len(models) if ensemble > 1 else 0, ensemble):
-                scores_KN = [one.scores_N for one in models[i:i + ensemble]]
-                judge(f"{row}, ensemble of {ensemble}", label, np.mean(scores_KN, 0))
+            for i in range(seeds if ensemble > 1 else 0):
+                members = range(seed + i * ensemble, seed + (i + 1) * ensemble)
+                scores_KN = [one.scores_N for one in models if one.case.config.seed in members]
+                if len(scores_KN) == ensemble:
+                    judge(f"{row}, ensemble of {ensemble}", label, np.mean(scores_KN, 0))
     for name, by_label in beside.items():
         found[name] = {CLASS_NAMES[dataset][label]: [by_label[label]] for label in labels}
     return ProtocolResult(
         dataset=dataset, preset=preset, rows=found, training=training,
         classes=tuple(CLASS_NAMES[dataset][label] for label in labels),
-        seconds=time.monotonic() - began)
+        seconds=time.monotonic() - began, failed=failed)
 
 
 @ray.remote(max_retries=1)
@@ -195,7 +208,7 @@ def _baseline_task(dataset: Dataset, uri: str,
 
 def _run(cases: Sequence[Case], resources: Resources, dataset: Dataset, uri: str,
          labels: Sequence[int], finished: Callable[[int, int, str], None],
-         ) -> tuple[list[CaseResult], dict[str, dict[int, Estimate]]]:
+         ) -> tuple[list[CaseResult], dict[str, dict[int, Estimate]], dict[str, str]]:
     task = _case_task.options(num_cpus=1, num_gpus=1 if resources.gpus else 0)
     baseline = _baseline_task.remote(dataset, uri, labels)
     names: dict[Any, str] = {baseline: "baselines"}
@@ -204,21 +217,26 @@ def _run(cases: Sequence[Case], resources: Resources, dataset: Dataset, uri: str
             f"{case.row}, {CLASS_NAMES[dataset][case.label]}, seed {case.config.seed}")
     waiting, done = list(names), []
     beside: dict[str, dict[int, Estimate]] = {}
+    failed: dict[str, str] = {}
     try:
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=POLL_S)
             for reference in ready:
-                if reference == baseline:
-                    beside = ray.get(reference)
-                else:
-                    done.append(ray.get(reference))
-                finished(len(names) - len(waiting), len(names), names[reference])
-    except RayError as error:
-        raise (own_error(error) or error) from error
+                text = names[reference]
+                try:
+                    if reference == baseline:
+                        beside = ray.get(reference)
+                    else:
+                        done.append(ray.get(reference))
+                except (RayError, IgdError) as error:
+                    ours = own_error(error)
+                    failed[text] = str(ours or error).strip().splitlines()[0 if ours else -1]
+                    text += f" FAILED: {failed[text]}"
+                finished(len(names) - len(waiting), len(names), text)
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)
-    return done, beside
+    return done, beside, failed
 
 
 def _as_input(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:

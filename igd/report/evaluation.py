@@ -45,7 +45,7 @@ class Section:
 
     Attributes:
         notes: at most `MOST_NOTES`; `more_notes` are left out.
-        roc: None where a class is missing.
+        roc: None where no test image is normal.
         alarms_interval_95: of the share of normal images flagged.
     """
 
@@ -101,7 +101,7 @@ def _section(found: Evaluation, overlay: Overlay, size: int) -> Section:
     return Section(
         found=found, rows=list(table_rows(found)), notes=notes[:MOST_NOTES],
         more_notes=len(notes[MOST_NOTES:]), misses=misses,
-        roc=_roc(found) if is_anomalous_N.any() and not is_anomalous_N.all() else None,
+        roc=None if is_anomalous_N.all() else _roc(found),
         histogram=labelled_histogram(scores_N[~is_anomalous_N], scores_N[is_anomalous_N],
                                      found.normal_scores_M, found.rule.threshold),
         alarms_interval_95=clopper_pearson(misses.normal.wrong, misses.normal.total))

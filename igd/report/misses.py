@@ -107,7 +107,7 @@ def heatmap_scale(found: Evaluation) -> Scale:
     Full colour is what one in ten anomalous images reaches, or more where normals would be red.
     """
     peaks_N, is_anomalous_N = found.heatmaps_NHW.max((1, 2)), found.tests.is_anomalous_N
-    top = float(np.percentile(peaks_N[is_anomalous_N] if is_anomalous_N.any() else peaks_N, 90))
+    top = float(np.percentile(peaks_N[is_anomalous_N], 90))
     if is_anomalous_N.all():
         return Scale(lo=float(np.median(found.heatmaps_NHW.min((1, 2))) + top) / 2, hi=top)
     lo, most = np.percentile(peaks_N[~is_anomalous_N], (50, 90)).tolist()

@@ -21,13 +21,13 @@ class Row:
     """One method.
 
     Attributes:
-        classes: the seeds pooled, in the order of the classes.
+        classes: the seeds pooled, in the order of the classes; None where no model is left.
         spread: lowest and highest of the seeds' means.
         paper: its figure for the same, a mean over all ten classes.
     """
 
     name: str
-    classes: list[Estimate]
+    classes: list[Estimate | None]
     mean: float
     spread: tuple[float, float]
     paper: float | None
@@ -55,7 +55,8 @@ def render_protocol(result: ProtocolResult, *, facts: Mapping[str, str | None]) 
         facts: what else to print, such as settings and commit, by name; None is left out.
     """
     figures = _paper(result)
-    rows = [Row(name=name, classes=[pooled(seeds) for seeds in by_class.values()],
+    rows = [Row(name=name, classes=[pooled(by_class[label]) if label in by_class else None
+                                    for label in result.classes],
                 mean=result.mean(name), spread=result.spread(name), paper=figures.get(name),
                 trained=name.partition(":")[0].partition(",")[0] in result.training)
             for name, by_class in result.rows.items()]

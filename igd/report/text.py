@@ -48,13 +48,15 @@ def evaluation_notes(found: Evaluation) -> list[str]:
         if tests.without_mask:
             notes.append(f"{len(tests.without_mask)} anomalous images have no mask and are left "
                          "out of the pixel metrics")
-    elif tests.is_anomalous_N.any():
+    else:
         notes.append("no masks: image metrics only")
     notes += [f"the mask of {key} marks nothing; left out of the pixel metrics"
               for key in tests.empty_masks]
-    notes += [f"no {kind} test images: no metric that needs both"
-              for kind, there in (("anomalous", tests.is_anomalous_N.any()),
-                                  ("normal", not tests.is_anomalous_N.all())) if not there]
+    if tests.is_anomalous_N.all():
+        notes.append("no normal test images: no metric that needs both")
+    if not found.rule.supported:
+        notes.append("its calibration supports no false-positive rate below "
+                     f"{found.rule.alpha:.4f}; that was used instead of {found.fpr}")
     return notes
 
 
@@ -69,8 +71,8 @@ def protocol_lines(found: ProtocolResult) -> list[str]:
     for name, by_class in found.rows.items():
         low, high = found.spread(name)
         spread = "" if low == high else f" [{number(low)}-{number(high)}]"
-        rows.append(line(name, [*(estimate(pooled(seeds)) for seeds in by_class.values()),
-                                number(found.mean(name)) + spread]))
+        rows.append(line(name, [*(estimate(pooled(by_class[label])) if label in by_class else "-"
+                                  for label in found.classes), number(found.mean(name)) + spread]))
     single, five = found.paper["single"], found.paper["ensemble"]
     return [f"{found.dataset}, preset {found.preset}: image AUROC (95% interval), mean over "
             f"classes [from seed to seed]; {found.seconds:.0f} s",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from igd.config import preset_config
 from igd.data.datasets import TestSet, load_normals, load_tests, normal_images, test_images
-from igd.errors import DataError
+from igd.errors import DataError, ModelError
 from igd.score import paper
 from igd.score.baselines import BaselineScores, baselines, sample_of
 from igd.score.bootstrap import Estimate, image_metrics, pixel_metrics
@@ -50,7 +50,9 @@ class Evaluation:
     """One category's test images as the model, the baselines and the ladder see them.
 
     Attributes:
-        rule: the calibrated decision that `balanced_accuracy` and `fpr_realised` are about.
+        fpr: asked for.
+        rule: the calibrated decision at it, or at the smallest rate that is supported, which
+            `balanced_accuracy` and `fpr_realised` are about.
         heatmaps_NHW: the model's.
         normal_scores_M: of the model's calibration normals.
         baselines, ladder: by name, in the order to print them.
@@ -62,6 +64,7 @@ class Evaluation:
     preset: str
     version: str
     tests: TestSet
+    fpr: float
     rule: Rule
     model: MethodResult
     heatmaps_NHW: NDArray[np.float32]
@@ -85,7 +88,7 @@ class Evaluation:
             "images": len(tests), "anomalous": int(tests.is_anomalous_N.sum()),
             "skipped": [f"{key} ({reason})" for key, reason in tests.skipped],
             "without_mask": len(tests.without_mask), "empty_masks": list(tests.empty_masks),
-            "fpr_asked": self.rule.alpha,
+            "fpr_asked": self.fpr, "fpr_used": self.rule.alpha,
             "fpr_realised": float(flagged_M.mean()) if len(flagged_M) else None,
             "fpr_interval_95": clopper_pearson(int(flagged_M.sum()), len(flagged_M)),
             "brightness_equalised": self.equalised,
@@ -102,21 +105,26 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
                       progress: Progress = lambda text: None) -> Evaluation:
     """Scores the test images with the model and the baselines, against labels and masks.
 
-    The baselines are fitted on the category's normal training images as they are in `data`.
+    The baselines are fitted on all of the category's normal training images in `data`; nets were
+    trained without those held out for calibration.
 
     Args:
         fpr: false-positive rate of the decision that is judged.
         with_ladder: also fits and judges the descriptors of `igd.score.ladder`.
         equalise: brings every image to the mean grey level of the training normals first, so
-            that a difference in brightness alone is worth nothing.
+            that a difference in brightness alone is worth nothing; the baselines are fitted on
+            such images, the model and its threshold stay.
         resamples: of the test images, for the intervals.
         progress: told in a few words what is going on.
 
     Raises:
+        ConfigError: a rate out of range.
         DataError: no readable test images or normals, none of them anomalous, or a mask of
             another aspect ratio.
+        ModelError: a score or heatmap that is not finite.
     """
     config = scorer.bundle.config
+    rule = scorer.judge(fpr=fpr, review_fpr=fpr).levels.anomalous
 
     def counted(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(f"{what} {done}/{total}") if done % 50 == 0 else None
@@ -137,7 +145,9 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
     began = time.monotonic()
     batch = scorer.score(list(test_NHWC))
     seconds = time.monotonic() - began
-    rule = scorer.judge(fpr=fpr, review_fpr=fpr).levels.anomalous
+    if not (np.isfinite(batch.scores).all() and np.isfinite(batch.heatmaps).all()):
+        raise ModelError(f"the model of {category} gives scores or heatmaps that are not finite; "
+                         "train it again")
     progress("fitting the baselines")
     train, test = sample_of(normal_NHWC, normals.size_N2), sample_of(test_NHWC, tests.size_N2)
     beside = {name: _judged(tests, scores, resamples)
@@ -150,7 +160,7 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
             rungs[name] = _judged(tests, scores, resamples)
     return Evaluation(
         category=category, preset=config.preset, version=scorer.bundle.version, tests=tests,
-        rule=rule, heatmaps_NHW=batch.heatmaps,
+        fpr=fpr, rule=rule, heatmaps_NHW=batch.heatmaps,
         model=_judged(tests, BaselineScores(batch.scores, batch.heatmaps), resamples,
                       batch.scores > rule.threshold),
         normal_scores_M=scorer.bundle.calibration["score"].to_numpy(),

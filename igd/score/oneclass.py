@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class ProtocolResult:
         rows: by method, then by class name; one estimate for a method without seeds.
         preset: of the nets.
         training: by method and class, a list of what each training said of itself.
+        failed: models that could not be trained, and why; a row lacks a class where all failed.
     """
 
     dataset: Dataset
@@ -32,6 +33,7 @@ class ProtocolResult:
     rows: Mapping[str, Mapping[str, Sequence[Estimate]]]
     training: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
     seconds: float
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paper(self) -> dict[str, float]:
@@ -44,13 +46,16 @@ class ProtocolResult:
 
     def spread(self, row: str) -> tuple[float, float]:
         """Lowest and highest of the seeds' means over classes."""
-        means = np.mean([[seed.value for seed in seeds] for seeds in self.rows[row].values()], 0)
-        return float(means.min()), float(means.max())
+        counts = [len(seeds) for seeds in self.rows[row].values()]
+        means = [np.mean([seeds[i].value for seeds in self.rows[row].values()])
+                 for i in range(min(counts))]
+        return float(min(means)), float(max(means))
 
     def document(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
             "protocol": self.dataset, "preset": self.preset, "classes": list(self.classes),
+            "failed": dict(self.failed),
             "seconds": round(self.seconds, 1), "paper_mean_of_ten_classes": self.paper,
             "rows": {row: {"mean": self.mean(row), "seeds_from_to": list(self.spread(row)),
                            "classes": {name: [vars(seed) for seed in seeds]

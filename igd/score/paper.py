@@ -5,8 +5,9 @@ from __future__ import annotations
 from igd.data.oneclass import Dataset
 
 MVTEC_IMAGE_AUROC = {"bottle": 0.998, "screw": 0.748, "hazelnut": 0.981, "transistor": 0.909}
-MVTEC_MEAN = {"image_auroc": 0.901, "balanced_accuracy": 0.84, "image_mean_pixel_auroc": 0.91}
-"""Over the fifteen categories of MVTec AD; accuracy as the paper defines it."""
+MVTEC_MEAN = {"image_auroc": 0.901, "image_mean_pixel_auroc": 0.91}
+"""Over the fifteen categories of MVTec AD. Its accuracy, 0.84, is at another threshold than ours.
+"""
 
 ONE_CLASS: dict[Dataset, dict[str, float]] = {
     "mnist": {"single": 0.9912, "ensemble": 0.9927},

@@ -57,8 +57,10 @@ class Inputs:
     def spread(self, most: int, generator: torch.Generator) -> Tensor:
         """Numbers of at most `most` inputs, drawn evenly over the images."""
         every = torch.arange(len(self.images))
+        if len(every) > most:
+            every = torch.randperm(len(every), generator=generator)[:most]
         per_image = max(1, min(self.each, most // len(self.images)))
-        return self.draw(every, per_image, generator)[:most]
+        return self.draw(every, per_image, generator)
 
     def few(self, of: int, generator: torch.Generator) -> Tensor:
         """Which of `of` inputs BatchNorm is measured on, in one batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from igd.config import Config
 from igd.errors import DivergedError, ModelError
+from igd.model.gaussian import SIGMA2_MIN
 from igd.model.igd import IGD, PATCH, SIDE
 from igd.model.teacher import Teacher
 from igd.train.distill import distill
@@ -41,6 +42,8 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+SATURATED = 1e-6
+"""A mean d(x_alpha)^2 below this has no gradient to speak of."""
 
 
 def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | None = None,
@@ -70,6 +73,19 @@ def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | 
         for name in config.net.encoders:
             _train_branch(Inputs(model, name, images_NCHW_uint8), config, teacher, report)
     return model.eval()
+
+
+def findings(curve: Sequence[Progress]) -> list[str]:
+    """What a training ended in that its scores do not show, a line each."""
+    lines = []
+    for name, last in {step.branch: step.metrics for step in curve if step.phase == "em"}.items():
+        if last["sigma2"] <= SIGMA2_MIN:
+            lines.append(f"{name}: sigma^2 is at its lower bound {SIGMA2_MIN:g}; distances no "
+                         "longer follow the spread of the normals")
+        if last.get("adversarial", 1.0) < SATURATED:
+            lines.append(f"{name}: the critic takes every image for alpha = 0 (adversarial term "
+                         f"{last['adversarial']:.2g}); interpolation taught nothing at the end")
+    return lines
 
 
 def measured_in(epoch: int, config: Config) -> bool:

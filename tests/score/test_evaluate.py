@@ -40,13 +40,14 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
     metrics = {"image_auroc", "image_ap", "pixel_auroc", "image_mean_pixel_auroc", "au_pro"}
     assert set(result) == metrics | {
         "balanced_accuracy", "intervals_95", "preset", "version", "images", "anomalous", "skipped",
-        "without_mask", "empty_masks", "fpr_asked", "fpr_realised", "fpr_interval_95",
+        "without_mask", "empty_masks", "fpr_asked", "fpr_used", "fpr_realised", "fpr_interval_95",
         "brightness_equalised", "baselines", "ladder", "paper", "seconds", "images_per_s"}
     assert set(result["intervals_95"]) == metrics | {"balanced_accuracy"}
     assert all(low <= result[name] <= high for name, (low, high) in result["intervals_95"].items())
     assert (result["preset"], result["version"]) == ("fast", scorer.bundle.version)
     assert (result["images"], result["anomalous"], result["skipped"]) == (12, 6, [])
-    assert result["without_mask"] == 0 and result["fpr_asked"] == 0.2
+    assert (result["without_mask"], result["fpr_asked"]) == (0, 0.2)
+    assert result["fpr_used"] == scorer.judge(fpr=0.2).levels.anomalous.alpha
 
     def scores(pattern: str) -> list[float]:
         paths = sorted((data / "weave" / "test").glob(pattern))
