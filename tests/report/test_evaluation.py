@@ -223,9 +223,9 @@ def test_without_masks_nothing_is_outlined_and_the_page_says_so() -> None:
 
 def test_without_normal_images_there_is_no_curve() -> None:
     page = render(evaluation(normal=()))
-    assert "no normal test images: no metric that needs both" in words(page) and "ROC curves" not in page
+    assert "no normal test images: no metric that needs both" in words(page)
+    assert "ROC curves" not in page and "false alarm" not in page
     assert page.count("<svg") == 1 + page.count('class="halo"')
-    assert ("false alarm" in page) == ("anomalous" in changes)
 
 
 def test_categories_stand_beside_the_best_baseline_and_the_paper() -> None:
