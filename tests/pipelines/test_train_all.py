@@ -68,7 +68,8 @@ def test_the_nets_are_trained_by_ray_train(cluster, tiny_data, tmp_path) -> None
     from igd.data.synthetic import generate
 
     generate(str(tmp_path / "data"), categories=["weave"], train=12, test=1, defective=1)
-    settings = ["train.epochs=2", "net.width=2", "train.batch_size=4", "train.patches_per_image=4"]
+    settings = ["train.epochs=2", "net.width=2", "train.batch_size=4", "train.patches_per_image=4",
+                "distill.iterations=20", "distill.max_inputs=64"]
     outcome, = train_all(tasks(tmp_path / "data", tmp_path / "models", ["weave"], "small",
                                settings), cluster)
     assert outcome.error is None
