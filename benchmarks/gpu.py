@@ -17,7 +17,6 @@ part that fails leaves its error, the others go on, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import json
 import os
@@ -205,8 +204,7 @@ def one_class(label: int, data: LabelledImages, config: Config, batches: Sequenc
 def train(image_NCHW: Tensor, config: Config, figures: Figures,
           save: Callable[[], None]) -> IGD:
     """Trains on the device at hand; `figures` gets terms and pace of every phase."""
-    teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device())
-               if config.net.needs_teacher else None)
+    teacher = registry.training_teacher(config.net, device())
     phases = Phases({"distil": config.distill.batch_size, "em": len(image_NCHW)}, save)
     figures |= {"training_images": len(image_NCHW), "phases": phases.figures}
     model = train_nets(image_NCHW.to(device()), config, teacher=teacher, report=phases)

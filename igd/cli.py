@@ -213,6 +213,12 @@ def evaluate(
         return
     if models is None:
         raise ConfigError("--models is missing; expected the registry that holds the models")
+    _evaluate_mvtec(data, models, categories, fpr, with_ladder, equalise, html, json_file)
+
+
+def _evaluate_mvtec(data: str, models: str, categories: str | None, fpr: float,
+                    with_ladder: bool, equalise: bool, html: str | None,
+                    json_file: Path | None) -> None:
     from igd import registry, storage
     from igd.data import datasets
     from igd.data.images import overlay

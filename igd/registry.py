@@ -10,6 +10,7 @@ put-if-absent; its highest number is in use.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
@@ -95,6 +96,15 @@ def load_net_teacher(net: NetConfig) -> EfficientNetLite0 | ResNet18:
         ModelError: as `load_resnet18`.
     """
     return load_resnet18(net.teacher_weights) if net.teacher == "resnet18" else load_teacher()
+
+
+def training_teacher(net: NetConfig, device: str) -> EfficientNetLite0 | ResNet18 | None:
+    """The caller's own copy of that network, on the device to train on; None where none is needed.
+
+    Raises:
+        ModelError: as `load_resnet18`.
+    """
+    return copy.deepcopy(load_net_teacher(net)).to(device) if net.needs_teacher else None
 
 
 def load_resnet18(uri: str) -> ResNet18:

@@ -140,6 +140,8 @@ def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> N
     (["--protocol", "svhn"], "unknown protocol 'svhn'; expected mvtec, mnist, "),
     (["--protocol", "fashion-mnist", "--classes", "Sandel"], "unknown class 'Sandel'; expected 0 "),
     (["--protocol", "mnist", "--preset", "fast"], "preset 'fast' cannot be used"),
+    (["--protocol", "mnist", "--ladder"], "--ladder cannot be used with --protocol mnist"),
+    (["--models", "m", "--set", "image.fit=squash"], "--set cannot be used with --protocol mvtec"),
     ([], "--models is missing")])
 def test_a_protocol_that_cannot_be_run_is_refused(words, expected, tiny_data, fails) -> None:
     assert expected in fails(2, "evaluate", tiny_data, *words)
@@ -147,6 +149,11 @@ def test_a_protocol_that_cannot_be_run_is_refused(words, expected, tiny_data, fa
 
 def test_the_magnetic_tiles_become_a_category(tmp_path, fails) -> None:
     assert "MT_Free" in fails(2, "data", "magnetic-tile", tmp_path, tmp_path / "out")
+
+
+def test_a_rate_out_of_range_is_refused_and_no_category_is_blamed(tiny_data, tiny_models,
+                                                                  fails) -> None:
+    assert "2.0" in fails(2, "evaluate", tiny_data, "--models", tiny_models, "--fpr", 2.0)
 
 
 def test_a_category_that_cannot_be_evaluated_fails_alone(tiny_data, tiny_models, tmp_path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,8 +131,7 @@ def _train_nets(image_NCHW: Tensor, config: Config, report: Report) -> _Trained:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train_N, held = split_normals(len(image_NCHW), config)
     scale_K, held_M = split_held_out(held, config)
-    teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device)
-               if config.net.needs_teacher else None)
+    teacher = registry.training_teacher(config.net, device)
     timed: list[tuple[float, Progress]] = []
 
     def step_done(progress: Progress) -> None:

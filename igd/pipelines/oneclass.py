@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ray.exceptions import RayError
 
 from igd import registry
 from igd.config import Config, preset_config
-from igd.data.oneclass import CLASS_NAMES, Dataset, load
+from igd.data.oneclass import CLASS_NAMES, Dataset, LabelledImages, load
 from igd.errors import ConfigError, IgdError
 from igd.pipelines.cluster import Resources, own_error
 from igd.score.bootstrap import Estimate
@@ -109,8 +108,7 @@ def run_case(case: Case) -> CaseResult:
     data = load(case.dataset, case.uri)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = case.config
-    teacher = (copy.deepcopy(registry.load_net_teacher(config.net)).to(device)
-               if config.net.needs_teacher else None)
+    teacher = registry.training_teacher(config.net, device)
     phases: dict[str, Any] = {}
     curve: list[Progress] = []
 
@@ -163,36 +161,52 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
                   config=protocol_config(preset, row, settings, seed=seed + i))
              for row in reversed(rows) for label in labels for i in range(seeds * ensemble)]
     done, beside, failed = _run(cases, resources, dataset, uri, labels, finished)
+    groups = [range(seed + i * ensemble, seed + (i + 1) * ensemble) for i in range(seeds)]
+    training = {row: {CLASS_NAMES[dataset][label]: [one.training for one in _of(done, row, label)]
+                      for label in labels} for row in rows}
+    return ProtocolResult(
+        dataset=dataset, preset=preset, training=training, failed=failed,
+        rows=_judged(data, done, rows, labels, groups) | {
+            name: {CLASS_NAMES[dataset][label]: [by_label[label]] for label in labels
+                   if label in by_label}
+            for name, by_label in beside.items()},
+        classes=tuple(CLASS_NAMES[dataset][label] for label in labels),
+        seconds=time.monotonic() - began)
+
+
+def _of(done: Sequence[CaseResult], row: str, label: int) -> list[CaseResult]:
+    """The models of a row and a class, by seed."""
+    return sorted((one for one in done if (one.case.row, one.case.label) == (row, label)),
+                  key=lambda one: one.case.config.seed)
+
+
+def _judged(data: LabelledImages, done: Sequence[CaseResult], rows: Sequence[str],
+            labels: Sequence[int], groups: Sequence[range]) -> dict[str, dict[str, list[Estimate]]]:
+    """The AUROC of every single model and every whole ensemble, by row and class name.
+
+    Args:
+        groups: the seeds of each ensemble.
+    """
     found: dict[str, dict[str, list[Estimate]]] = {}
-    training: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
     def judge(name: str, label: int, scores_N: NDArray[np.float64]) -> None:
-        of_class = found.setdefault(name, {}).setdefault(CLASS_NAMES[dataset][label], [])
+        of_class = found.setdefault(name, {}).setdefault(data.class_names[label], [])
         of_class.append(auroc(data, label, scores_N))
 
     for row in rows:
         for label in labels:
-            models = sorted((one for one in done if (one.case.row, one.case.label) == (row, label)),
-                            key=lambda one: one.case.config.seed)
-            training.setdefault(row, {})[CLASS_NAMES[dataset][label]] = [
-                one.training for one in models]
+            models = _of(done, row, label)
             for one in models:
                 judge(row, label, one.scores_N)
                 if row == IGD:
                     judge(f"{row}: reconstruction alone", label, one.terms["local_reconstruction"])
                     if "local_gsvdd_distance" in one.terms:
                         judge(f"{row}: descriptor alone", label, one.terms["local_gsvdd_distance"])
-            for i in range(seeds if ensemble > 1 else 0):
-                members = range(seed + i * ensemble, seed + (i + 1) * ensemble)
-                scores_KN = [one.scores_N for one in models if one.case.config.seed in members]
-                if len(scores_KN) == ensemble:
-                    judge(f"{row}, ensemble of {ensemble}", label, np.mean(scores_KN, 0))
-    for name, by_label in beside.items():
-        found[name] = {CLASS_NAMES[dataset][label]: [by_label[label]] for label in labels}
-    return ProtocolResult(
-        dataset=dataset, preset=preset, rows=found, training=training,
-        classes=tuple(CLASS_NAMES[dataset][label] for label in labels),
-        seconds=time.monotonic() - began, failed=failed)
+            for seeds in groups if len(groups[0]) > 1 else ():
+                scores_KN = [one.scores_N for one in models if one.case.config.seed in seeds]
+                if len(scores_KN) == len(seeds):
+                    judge(f"{row}, ensemble of {len(seeds)}", label, np.mean(scores_KN, 0))
+    return found
 
 
 @ray.remote(max_retries=1)
@@ -202,7 +216,7 @@ def _case_task(case: Case) -> CaseResult:
 
 @ray.remote(num_cpus=1, max_retries=1)
 def _baseline_task(dataset: Dataset, uri: str,
-                   labels: Sequence[int]) -> dict[str, dict[int, Estimate]]:
+                   labels: Sequence[int]) -> tuple[dict[str, dict[int, Estimate]], dict[int, str]]:
     return baseline_aurocs(load(dataset, uri), labels)
 
 
@@ -225,7 +239,9 @@ def _run(cases: Sequence[Case], resources: Resources, dataset: Dataset, uri: str
                 text = names[reference]
                 try:
                     if reference == baseline:
-                        beside = ray.get(reference)
+                        beside, lacking = ray.get(reference)
+                        failed |= {f"baselines, {CLASS_NAMES[dataset][label]}": reason
+                                   for label, reason in lacking.items()}
                     else:
                         done.append(ray.get(reference))
                 except (RayError, IgdError) as error:

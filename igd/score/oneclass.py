@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igd.data.oneclass import Dataset, LabelledImages
-from igd.errors import DataError
+from igd.errors import DataError, IgdError
 from igd.score import paper
 from igd.score.baselines import baselines, sample_of
 from igd.score.bootstrap import Estimate, image_metrics
@@ -92,16 +92,25 @@ def auroc(data: LabelledImages, label: int, scores_N: NDArray[np.float64]) -> Es
     return found
 
 
-def baseline_aurocs(data: LabelledImages, labels: Sequence[int]) -> dict[str, dict[int, Estimate]]:
-    """The baselines' AUROC by name and label; the teacher sees the test images once."""
+def baseline_aurocs(data: LabelledImages, labels: Sequence[int],
+                    ) -> tuple[dict[str, dict[int, Estimate]], dict[int, str]]:
+    """The baselines' AUROC by name and label; the teacher sees the test images once.
+
+    Returns:
+        the AUROCs, and why a label lacks some, such as normals that are all the same picture.
+    """
     test = sample_of(data.test_NHWC, _sizes(data.test_NHWC))
     found: dict[str, dict[int, Estimate]] = {}
+    failed: dict[int, str] = {}
     for label in labels:
         normal_NHWC = data.train_NHWC[data.train_label_N == label]
         train = sample_of(normal_NHWC, _sizes(normal_NHWC))
-        for name, scores in baselines(train, test):
-            found.setdefault(name, {})[label] = auroc(data, label, scores.scores_N)
-    return found
+        try:
+            for name, scores in baselines(train, test):
+                found.setdefault(name, {})[label] = auroc(data, label, scores.scores_N)
+        except IgdError as error:
+            failed[label] = str(error)
+    return found, failed
 
 
 def _sizes(images_NHWC: NDArray[np.uint8]) -> NDArray[np.int64]:

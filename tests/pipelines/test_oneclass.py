@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -115,6 +116,38 @@ def test_a_class_with_no_anomalous_image_is_an_error_that_names_it(
                                         "of the 60 test images; expected"):
         run_protocol("fashion-mnist", str(tmp_path), cluster, labels=(3,), preset="small",
                      settings=TINY)
+
+
+def test_a_model_that_cannot_be_trained_fails_alone(dataset: Path, tmp_path: Path,
+                                                    cluster: Resources) -> None:
+    """Every training image of class 0 is one and the same."""
+    for path in dataset.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    raw = bytearray(gzip.decompress(file.read_bytes()))
+    for i in range(0, 120, 10):
+        raw[16 + 784 * i:16 + 784 * (i + 1)] = raw[16:16 + 784]
+    file.write_bytes(gzip.compress(bytes(raw)))
+    said: list[str] = []
+    result = run_protocol("fashion-mnist", str(tmp_path), cluster, labels=LABELS, preset="small",
+                          settings=TINY, finished=lambda done, of, text: said.append(text))
+    name = "igd, T-shirt/top, seed 0"
+    assert set(result.failed) == {name, "baselines, T-shirt/top"}
+    assert "the Gaussian collapsed" in result.failed[name]
+    assert "singular" in result.failed["baselines, T-shirt/top"]
+    assert any(f"{name} FAILED: " in text for text in said)
+    assert list(result.rows["igd"]) == list(result.rows["mahalanobis"]) == ["Dress"]
+    assert list(result.rows["knn"]) == list(CLASS_NAMES)
+    assert re.search(r"^  igd +- +\.\d+ \(", "\n".join(protocol_lines(result)), re.M)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [
+    ("train.descriptor=dsvdd", "whose rows are made of it"),
+    (" net.local_encoder =trained", "whose rows are made of it"),
+    ("mix.profile=standardised", "which trains on all normals")])
+def test_a_setting_that_would_mislabel_a_row_is_refused(setting: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        protocol_config("small", "igd", [setting])
 
 
 def test_preset_fast_has_no_32x32_nets() -> None:
