@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py DATA [--only bottle,tiles,reduced] [--presets fast,small]
 
 DATA is a folder with `mvtec_ad/` and `magnetic_tile/`. The tiles are split by clusters of
-near-twins (`igd-ray data magnetic-tile`). `fast` is deterministic given its data: its spread is
-over refits on random halves of the normals; that of `small` over seeds. Every command runs as its
-own process; results go to benchmarks/results/accuracy-PART-PRESET.json with commit and machine.
+near-twins (`igd-ray data magnetic-tile`). `fast` is fitted once, `small` once per seed. Every
+command runs as its own process; results go to benchmarks/results/accuracy-PART-PRESET.json with
+commit and machine.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,18 @@ def test_the_readme_runs(tmp_path) -> None:
     assert "every planned image has one row" in ran.stdout
     for code in blocks("python"):
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_a_figure_stands_under_its_class() -> None:
+    """In the JSON the classes are in another order than in the table."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "fashion-mnist.json").read_text())
+    section = README.partition("**Fashion-MNIST")[2]
+    head = re.search(r"^\| method \| (.*) \| mean \|$", section, re.M)
+    row = re.search(r"^\| knn \| (.*) \|$", section, re.M)
+    assert head and row
+    for name, cell in zip(head[1].split(" | "), row[1].split(" | "), strict=False):
+        value = found["rows"]["knn"]["classes"][name][0]["value"]
+        assert float(cell.split()[0]) == pytest.approx(value, abs=5e-4)
 
 
 def test_the_figures_are_those_of_the_committed_results() -> None:

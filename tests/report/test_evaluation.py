@@ -7,12 +7,12 @@ import html
 import io
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_pages import checked
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -89,41 +89,6 @@ class Painter:
         sink = io.BytesIO()
         Image.fromarray(image_HWC).save(sink, "PNG")
         return sink.getvalue()
-
-
-class SelfContained(HTMLParser):
-    """Fails on a tag that would run something, load something or close another one."""
-
-    VOID = frozenset({"meta", "img", "br", "!doctype"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in {"script", "link", "iframe", "object", "base", "form"}
-        for name, value in attrs:
-            assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href", "xlink:href"):
-                assert value is not None and value.startswith(("data:image/webp;base64,", "#"))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def checked(page: str) -> str:
-    parser = SelfContained()
-    parser.feed(page)
-    assert parser.open == [] and "@import" not in page
-    assert {found for found in re.findall(r"url\(([^)]*)", page) if found[0] != "#"} == set()
-    return page
 
 
 def render(*found: Evaluation, painter: Painter | None = None, **facts: str | None) -> str:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from igd.errors import DataError
+from igd.errors import DataError, ModelError
 from igd.report.text import evaluation_lines, evaluation_notes
 from igd.score import evaluate
 from igd.score.ladder import LADDER
 from igd.score.metrics import pixel_auroc
-from igd.score.scorer import Scorer
+from igd.score.scorer import ScoreBatch, Scorer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,6 +133,20 @@ def test_a_category_without_anomalous_images_is_an_error_that_names_it(scorer: S
             shutil.rmtree(folder)
     with pytest.raises(DataError, match=r"none of the 6 readable test images of weave in "
                                         rf"{data} is anomalous; expected some in test/DEFECT/"):
+        evaluate_category(str(data), "weave", scorer)
+
+
+def test_a_model_whose_heatmaps_are_not_finite_is_an_error_that_names_it(
+        scorer: Scorer, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = scorer.score
+
+    def damaged(images: list[NDArray[np.uint8]]) -> ScoreBatch:
+        batch = score(images)
+        batch.heatmaps[0, 0, 0] = np.nan
+        return batch
+
+    monkeypatch.setattr(scorer, "score", damaged)
+    with pytest.raises(ModelError, match="model of weave gives scores or heatmaps that are not"):
         evaluate_category(str(data), "weave", scorer)
 
 

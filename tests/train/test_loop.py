@@ -7,7 +7,7 @@ from igd.model.igd import patches
 from igd.registry import load_teacher
 from igd.train import loop, step
 from igd.train.distill import distill
-from igd.train.loop import Progress, train_nets
+from igd.train.loop import Progress, findings, train_nets
 from igd.train.step import MStep, e_step
 
 TINY = ["net.width=2", "net.latent=8", "net.global_encoder=trained", "net.local_encoder=trained",
@@ -171,3 +171,17 @@ def test_descriptors_that_collapse_or_overflow_stop_training(monkeypatch, descri
 def test_other_inputs_are_refused():
     with pytest.raises(ModelError, match="training images are"):
         train_nets(make_images(1), preset_config("small", TINY))
+
+
+def ended(branch, done, **metrics):
+    return Progress(branch=branch, phase="em", done=done, steps=2,
+                    metrics={"sigma2": 3.0, "adversarial": 0.1, **metrics})
+
+
+def test_what_a_training_ended_in_is_said_of_its_last_epoch_alone():
+    curve = [ended("global", 1, sigma2=1.0), ended("global", 2, adversarial=1e-14),
+             ended("local", 1, adversarial=1e-14), ended("local", 2, sigma2=1.0)]
+    said = findings(curve)
+    assert [line.split(":")[0] for line in said] == ["global", "local"]
+    assert "interpolation taught nothing" in said[0] and "lower bound 1" in said[1]
+    assert findings([ended("local", 2)]) == []
