@@ -74,6 +74,8 @@ def accuracy() -> str:
               "bottle."]
     if exists("accuracy-tiles-fast-squash"):
         lines += ["", squashed()]
+    if exists("refits"):
+        lines += ["", *refits()]
     return "\n".join([*lines, ""])
 
 
@@ -85,9 +87,39 @@ def squashed() -> str:
                                     for name in ("patchcore", "padim", "image_size")}}
     told = "; ".join(f"{name} " + " / ".join(over_seeds([found], metric) for metric in SHOWN)
                      for name, found in shown.items())
+    kinds = ", ".join(
+        f"{name} {digits(kind['image_auroc'])} / {digits(kind['pixel_auroc'])} / "
+        f"{digits(kind['au_pro'])}" for name, kind in category["defects"].items())
+    most = max(category["defects"], key=lambda name: category["defects"][name]["pixel_share"])
+    share = category["defects"][most]["pixel_share"]
     return ("The tiles whole, `--set image.fit=squash`, as training advises where the crop leaves "
-            f"out pixels (image AUROC / pixel AUROC / AU-PRO): {told}. Commit "
-            f"{document['commit']}.")
+            f"out pixels (image AUROC / pixel AUROC / AU-PRO): {told}. `fast` by kind of defect: "
+            f"{kinds}; {most}, wide and softly bordered, has {100 * share:.0f}% of the anomalous "
+            f"pixels, and pooled pixel AUROC follows it. Commit {document['commit']}.")
+
+
+def refits() -> list[str]:
+    """Mean and range over refits on subsets of the normals."""
+    document = load("refits")
+    parts = list(dict.fromkeys(run["part"] for run in document["runs"]))
+    names = {"bottle": "bottle", "tiles": "tiles, cropped", "squashed": "tiles, whole"}
+    lines = [f"Refitted on {len(document['runs']) // len(parts)} random subsets of "
+             f"{100 * document['share']:.0f}% of the normals, mean (lowest-highest), image AUROC / "
+             "pixel AUROC / AU-PRO:", "",
+             row("method", [names[part] for part in parts]), "|---" * (len(parts) + 1) + "|"]
+    for method in document["runs"][0]["methods"]:
+        cells = []
+        for part in parts:
+            found = [run["methods"][method] for run in document["runs"] if run["part"] == part]
+            cells.append(" / ".join(mean_range([each[metric] for each in found])
+                                    for metric in SHOWN if metric in found[0]))
+        lines.append(row(f"**`{method}`**" if method == "fast" else method, cells))
+    return [*lines, "", f"`python benchmarks/refits.py DATA`, {where(document)}."]
+
+
+def mean_range(values: list[float]) -> str:
+    return (f"{digits(sum(values) / len(values))} "
+            f"({digits(min(values))}-{digits(max(values))})")
 
 
 def reduced() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from igd.report.names import visible
 from igd.score.bootstrap import Estimate
 from igd.score.evaluate import Evaluation
 from igd.score.oneclass import ProtocolResult, pooled
@@ -28,7 +29,8 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         f"{anomalous} anomalous{equalised}; {len(tests) / found.seconds:.1f} images/s",
         _ROW.format("", *COLUMNS.values()),
         *(_ROW.format(name, *(estimate(metrics[column]) if column in metrics else ""
-                              for column in COLUMNS)) for name, metrics in table_rows(found))]
+                              for column in COLUMNS)) for name, metrics in table_rows(found)),
+        *defect_lines(found)]
 
 
 def table_rows(found: Evaluation) -> Iterator[tuple[str, Mapping[str, Figure]]]:
@@ -38,6 +40,18 @@ def table_rows(found: Evaluation) -> Iterator[tuple[str, Mapping[str, Figure]]]:
         yield "paper (IGD)", found.paper
     yield from ((name, result.metrics) for name, result in found.baselines.items())
     yield from ((f"ladder {name}", result.metrics) for name, result in found.ladder.items())
+
+
+def defect_lines(found: Evaluation) -> Iterator[str]:
+    """The model on each kind of defect, where there are several."""
+    if found.defects:
+        yield f"  igd-ray {found.preset} by kind of defect:"
+    for name, kind in found.defects.items():
+        pixels = "" if kind.pixel_share is None else (
+            f"; {100 * kind.pixel_share:.0f}% of the anomalous pixels")
+        figures = _ROW.format(f"  {visible(name)}",
+                              *(estimate(kind.metrics[column]) for column in COLUMNS))
+        yield f"{figures}  {kind.caught} of {kind.images} caught{pixels}"
 
 
 def evaluation_notes(found: Evaluation) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,30 @@ class MethodResult:
 
     def document(self) -> dict[str, Any]:
         """Plain data: a number per metric, their intervals under `intervals_95`."""
-        known = {name: found for name, found in self.metrics.items() if found is not None}
-        return {**{name: found and found.value for name, found in self.metrics.items()},
-                "intervals_95": {name: [found.low, found.high] for name, found in known.items()}}
+        return _plain(self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefectResult:
+    """What the model made of one kind of defect.
+
+    Attributes:
+        images: that have it.
+        caught: of them, scored above the threshold.
+        pixel_share: of all anomalous pixels, those of this kind; pooled pixel metrics follow the
+            kind that has most. None without masks.
+        metrics: as of `MethodResult`, on its images and all normal ones.
+    """
+
+    images: int
+    caught: int
+    pixel_share: float | None
+    metrics: dict[str, Estimate | None]
+
+    def document(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"images": self.images, "caught": self.caught, "pixel_share": self.pixel_share,
+                **_plain(self.metrics)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +76,8 @@ class Evaluation:
             `balanced_accuracy` and `fpr_realised` are about.
         heatmaps_NHW: the model's.
         normal_scores_M: of the model's calibration normals.
+        defects: the model's result on each kind of defect against all normal test images, where
+            there are several kinds; the name is that of its folder.
         baselines, ladder: by name, in the order to print them.
         seconds: that the model took for the test images, decoding left out.
         equalised: whether brightness was equalised.
@@ -69,6 +92,7 @@ class Evaluation:
     model: MethodResult
     heatmaps_NHW: NDArray[np.float32]
     normal_scores_M: NDArray[np.float64]
+    defects: dict[str, DefectResult]
     baselines: dict[str, MethodResult]
     ladder: dict[str, MethodResult]
     seconds: float
@@ -92,6 +116,7 @@ class Evaluation:
             "fpr_realised": float(flagged_M.mean()) if len(flagged_M) else None,
             "fpr_interval_95": clopper_pearson(int(flagged_M.sum()), len(flagged_M)),
             "brightness_equalised": self.equalised,
+            "defects": {name: result.document() for name, result in self.defects.items()},
             "baselines": {name: result.document() for name, result in self.baselines.items()},
             "ladder": {name: result.document() for name, result in self.ladder.items()},
             "paper": self.paper,
@@ -164,6 +189,8 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
         model=_judged(tests, BaselineScores(batch.scores, batch.heatmaps), resamples,
                       batch.scores > rule.threshold),
         normal_scores_M=scorer.bundle.calibration["score"].to_numpy(),
+        defects=_by_defect(tests, BaselineScores(batch.scores, batch.heatmaps),
+                           batch.scores > rule.threshold, resamples),
         baselines=beside, ladder=rungs, seconds=seconds, equalised=equalise)
 
 
@@ -178,12 +205,35 @@ def equalise_brightness(images_NHWC: NDArray[np.uint8], level: float) -> NDArray
                      for image_HWC, gain in zip(images_NHWC, gain_N111, strict=True)])
 
 
+def _by_defect(tests: TestSet, found: BaselineScores, flagged_N: NDArray[np.bool_],
+               resamples: int) -> dict[str, DefectResult]:
+    kind_N = np.array(tests.defects)
+    kinds = sorted(set(kind_N[tests.is_anomalous_N]))
+    if len(kinds) < 2:
+        return {}
+    pixels = int(tests.mask_NHW.sum())
+    return {kind: DefectResult(
+        images=int((kind_N == kind).sum()), caught=int(flagged_N[kind_N == kind].sum()),
+        pixel_share=int(tests.mask_NHW[kind_N == kind].sum()) / pixels if pixels else None,
+        metrics=_judged(tests, found, resamples, flagged_N,
+                        (kind_N == kind) | ~tests.is_anomalous_N).metrics) for kind in kinds}
+
+
 def _judged(tests: TestSet, found: BaselineScores, resamples: int,
-            flagged_N: NDArray[np.bool_] | None = None) -> MethodResult:
-    metrics = image_metrics(tests.is_anomalous_N, found.scores_N, flagged_N,
-                            resamples=resamples)
-    use_N, masks = tests.masked_N, tests.mask_NHW
+            flagged_N: NDArray[np.bool_] | None = None,
+            only_N: NDArray[np.bool_] | None = None) -> MethodResult:
+    """The metrics of all test images, or of some."""
+    some_N = np.ones(len(tests), bool) if only_N is None else only_N
+    metrics = image_metrics(tests.is_anomalous_N[some_N], found.scores_N[some_N],
+                            None if flagged_N is None else flagged_N[some_N], resamples=resamples)
+    use_N = tests.masked_N & some_N
     if found.heatmaps_NHW is None or not (use_N & tests.is_anomalous_N).any():
         return MethodResult(scores_N=found.scores_N, metrics={**metrics, **NO_PIXELS})
-    pixels = pixel_metrics(masks[use_N], found.heatmaps_NHW[use_N], resamples=resamples)
+    pixels = pixel_metrics(tests.mask_NHW[use_N], found.heatmaps_NHW[use_N], resamples=resamples)
     return MethodResult(scores_N=found.scores_N, metrics={**metrics, **pixels})
+
+
+def _plain(metrics: Mapping[str, Estimate | None]) -> dict[str, Any]:
+    known = {name: found for name, found in metrics.items() if found is not None}
+    return {**{name: found and found.value for name, found in metrics.items()},
+            "intervals_95": {name: [found.low, found.high] for name, found in known.items()}}

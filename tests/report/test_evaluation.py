@@ -24,10 +24,10 @@ from igd.report.evaluation import render_evaluation, roc_curve
 from igd.report.misses import heatmap_scale
 from igd.report.outline import MOST_RUNS, outline
 from igd.report.protocol import render_protocol
-from igd.report.text import number
+from igd.report.text import evaluation_lines, number
 from igd.score.bootstrap import Estimate, image_metrics, pixel_metrics
 from igd.score.conformal import Rule
-from igd.score.evaluate import NO_PIXELS, Evaluation, MethodResult
+from igd.score.evaluate import NO_PIXELS, DefectResult, Evaluation, MethodResult
 from igd.score.metrics import image_auroc
 from igd.score.oneclass import ProtocolResult
 
@@ -43,7 +43,8 @@ NORMAL, ANOMALOUS = (0.5, 4.0, 1.0, 2.0), (2.5, 9.0, 1.5, 7.0, 3.5)
 
 def evaluation(category: str = "bottle", *, normal: tuple[float, ...] = NORMAL,
                anomalous: tuple[float, ...] = ANOMALOUS, keys: tuple[str, ...] | None = None,
-               masks: bool = True, skipped: tuple[tuple[str, str], ...] = ()) -> Evaluation:
+               masks: bool = True, skipped: tuple[tuple[str, str], ...] = (),
+               defects: dict[str, DefectResult] | None = None) -> Evaluation:
     """Heatmaps are 0 but for a square, which has the score's value and is the mask."""
     scores_N = np.array([*normal, *anomalous])
     is_anomalous_N = np.arange(len(scores_N)) >= len(normal)
@@ -71,7 +72,7 @@ def evaluation(category: str = "bottle", *, normal: tuple[float, ...] = NORMAL,
         fpr=0.05, rule=Rule(alpha=0.05, threshold=THRESHOLD, supported=True, exceed=1,
                   interval_95=(0.0, 0.2)),
         model=judged(scores_N, scores_N > THRESHOLD), heatmaps_NHW=heatmaps_NHW,
-        normal_scores_M=np.linspace(0, 3.5, 40),
+        normal_scores_M=np.linspace(0, 3.5, 40), defects=defects or {},
         baselines={"mean_brightness": judged(-scores_N, None), "knn": judged(scores_N % 4, None)},
         ladder={"shared_full": judged(scores_N, None)}, seconds=0.5, equalised=False)
 
@@ -118,6 +119,18 @@ def test_names_from_a_tree_are_text_and_nothing_else() -> None:
     assert EVIL not in page and html.escape(EVIL) in page
     assert "\u202e" not in page and "\\u202egpj.exe" in page and "a\\udcff\\u0000b" in page
     assert "{{ 7 * 7 }}" in words(page)
+
+
+def test_kinds_of_defects_have_a_table_of_their_own() -> None:
+    kind = DefectResult(images=7, caught=3, pixel_share=0.7188,
+                        metrics=evaluation().model.metrics)
+    found = evaluation(defects={EVIL: kind, "crack": dataclasses.replace(kind, pixel_share=None)})
+    said = words(render(found))
+    assert "By kind of defect" in said and "By kind of defect" not in words(render(evaluation()))
+    assert f"{EVIL} 3 of 7 42.9% 71.9% .800" in said and "crack 3 of 7 42.9% - .800" in said
+    lines = [" ".join(line.split()) for line in evaluation_lines(found)]
+    assert any(line.startswith("crack .800") and line.endswith("3 of 7 caught") for line in lines)
+    assert any(line.endswith("3 of 7 caught; 72% of the anomalous pixels") for line in lines)
 
 
 def test_the_numbers_of_the_table_are_those_of_the_evaluation() -> None:

@@ -42,7 +42,8 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
     assert set(result) == metrics | {
         "balanced_accuracy", "intervals_95", "preset", "version", "images", "anomalous", "skipped",
         "without_mask", "empty_masks", "fpr_asked", "fpr_used", "fpr_realised", "fpr_interval_95",
-        "brightness_equalised", "baselines", "ladder", "paper", "seconds", "images_per_s"}
+        "brightness_equalised", "defects", "baselines", "ladder", "paper", "seconds",
+        "images_per_s"}
     assert set(result["intervals_95"]) == metrics | {"balanced_accuracy"}
     assert all(low <= result[name] <= high for name, (low, high) in result["intervals_95"].items())
     assert (result["preset"], result["version"]) == ("fast", scorer.bundle.version)
@@ -66,6 +67,27 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
     assert 0.5 < result["pixel_auroc"] <= 1  # sees planted defects, upright and in place
     low, high = result["fpr_interval_95"]
     assert low <= result["fpr_realised"] <= high
+
+
+def test_each_kind_of_defect_is_judged_against_all_normal_images(
+        scorer: Scorer, data: Path) -> None:
+    whole = evaluate_category(str(data), "weave", scorer)
+    kinds = {name: path for path in sorted((data / "weave" / "test").iterdir())
+             if (name := path.name) != "good"}
+    assert sorted(whole.defects) == sorted(kinds) and len(kinds) > 1
+    for name, found in whole.defects.items():
+        for other in kinds.keys() - {name}:
+            (data / "weave" / "test" / other).rename(data / other)
+        alone = evaluate_category(str(data), "weave", scorer)
+        assert alone.defects == {}  # one kind: the table has it already
+        assert found.metrics == alone.model.metrics
+        assert found.images == len(list(kinds[name].iterdir()))
+        assert found.caught == int((alone.model.scores_N[alone.tests.is_anomalous_N]
+                                    > alone.rule.threshold).sum())
+        for other in kinds.keys() - {name}:
+            (data / other).rename(data / "weave" / "test" / other)
+    shares = [found.pixel_share for found in whole.defects.values()]
+    assert sum(share or 0 for share in shares) == pytest.approx(1) and min(shares) > 0  # type: ignore[type-var]
 
 
 def test_without_masks_there_is_no_pixel_auroc(scorer: Scorer, data: Path) -> None:
@@ -115,8 +137,8 @@ def test_the_ladder_stands_beside_where_it_is_asked_for(scorer: Scorer, data: Pa
     last = found.ladder["half_shrunk_pooled"]  # preset fast, fitted again on the same normals
     for name in ("pixel_auroc", "au_pro"):
         assert last.document()[name] == pytest.approx(found.document()[name], rel=1e-5)
-    assert [line.split()[:2] for line in evaluation_lines(found)[-len(LADDER):]] == [
-        ["ladder", name] for name in LADDER]
+    lines = [line.split()[:2] for line in evaluation_lines(found)]
+    assert [line for line in lines if line[0] == "ladder"] == [["ladder", name] for name in LADDER]
 
 
 def test_without_one_class_there_is_no_auroc(scorer: Scorer, data: Path) -> None:
