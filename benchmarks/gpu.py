@@ -39,6 +39,7 @@ from igd import registry
 from igd.config import Config, config_to_dict, preset_config
 from igd.data.datasets import load_normals, load_tests, normal_images, test_images
 from igd.data.oneclass import LabelledImages, load
+from igd.data.twins import draw_groups
 from igd.model.igd import CHUNK, IGD
 from igd.score.bootstrap import Estimate, image_metrics, pixel_metrics
 from igd.train.calibrate import split_normals
@@ -154,9 +155,12 @@ def category(options: argparse.Namespace, figures: Figures, save: Callable[[], N
     """Trains and evaluates one category of an MVTec AD tree."""
     config = config_of(options)
     figures |= {"name": options.category, "config": config_to_dict(config)}
-    normals = load_normals(normal_images(options.data, options.category), config).images_NHWC
-    train_N, _ = split_normals(len(normals), config)
-    model = train(as_batch(normals)[train_N], config, figures, save)
+    normals = load_normals(normal_images(options.data, options.category), config)
+    group_N = torch.from_numpy(draw_groups(
+        normals.images_NHWC, normals.sha256, seed=config.seed,
+        min_correlation=config.calibration.twin_correlation))
+    train_N, _ = split_normals(group_N, config)
+    model = train(as_batch(normals.images_NHWC)[train_N], config, figures, save)
     tests = load_tests(test_images(options.data, options.category), config.image)
     score_N, heatmap_NHW = score(model, tests.images_NHWC)
     masked_N = tests.masked_N

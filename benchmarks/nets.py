@@ -4,10 +4,10 @@
 
 DATA is a folder with `mvtec_ad/` and `magnetic_tile/`; bottle, and the tiles split by clusters of
 near-twins. Every variant of preset `small` is trained on the same normals (of the tiles a random
-`--max-train`), a fifth held out, and judged on the test images in profile `paper`, in profile
-`standardised` (the scale from all held-out normals), by each term alone, and by the sum of the
-latter and `fast`, which is fitted on the same normals. In process, one
-thread. Results are written after every training to benchmarks/results/nets.json.
+`--max-train`), a fifth held out, near-duplicates on one side, and judged on the test images in
+profile `paper`, in profile `standardised` (the scale from all held-out normals), by each term
+alone, and by the sum of the latter and `fast`, which is fitted on the same normals. In process,
+one thread. Results are written after every training to benchmarks/results/nets.json.
 
 Variants are named before any test image is scored, and none is chosen by these figures.
 """
@@ -29,8 +29,9 @@ from spine import commit, machine
 
 from igd import registry
 from igd.config import Config, preset_config
-from igd.data.datasets import TestSet, load_normals, load_tests, normal_images, test_images
+from igd.data.datasets import Loaded, TestSet, load_normals, load_tests, normal_images, test_images
 from igd.data.magnetic_tile import arrange
+from igd.data.twins import draw_groups
 from igd.model.igd import IGD
 from igd.model.scored import Scored
 from igd.score.bootstrap import image_metrics, pixel_metrics
@@ -79,24 +80,33 @@ def main() -> None:
                     print(category, seed, variant, headline(document["runs"][-1]), flush=True)
 
 
-def load(data: str, category: str, most: int) -> tuple[NDArray[np.uint8], TestSet]:
+def load(data: str, category: str, most: int) -> tuple[Loaded, TestSet]:
     config = preset_config("small")
-    normal_NHWC = load_normals(normal_images(data, category), config).images_NHWC
-    order_N = np.random.default_rng(0).permutation(len(normal_NHWC))[:most]
-    return normal_NHWC[np.sort(order_N)], load_tests(test_images(data, category), config.image)
+    loaded = load_normals(normal_images(data, category), config)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(loaded.keys))[:most])
+    some = replace(loaded, images_NHWC=loaded.images_NHWC[chosen],
+                   sha256=tuple(loaded.sha256[i] for i in chosen))
+    return some, load_tests(test_images(data, category), config.image)
 
 
-def fit_fast(normals: NDArray[np.uint8], tests: TestSet, seed: int) -> Scored:
-    model, _ = fit_dense(as_input(normals), preset_config("fast", seed=seed),
-                         registry.load_teacher())
+def groups(normals: Loaded, config: Config) -> torch.Tensor:
+    return torch.from_numpy(draw_groups(
+        normals.images_NHWC, normals.sha256, seed=config.seed,
+        min_correlation=config.calibration.twin_correlation))
+
+
+def fit_fast(normals: Loaded, tests: TestSet, seed: int) -> Scored:
+    config = preset_config("fast", seed=seed)
+    model, _ = fit_dense(as_input(normals.images_NHWC), config, registry.load_teacher(),
+                         groups(normals, config))
     scored: Scored = model(as_input(tests.images_NHWC))
     return scored
 
 
-def attempt(config: Config, normals: NDArray[np.uint8], tests: TestSet, fast: Scored) -> Figures:
+def attempt(config: Config, normals: Loaded, tests: TestSet, fast: Scored) -> Figures:
     """Trains a variant and judges it in every mix."""
-    image_NCHW = as_input(normals)
-    train_N, held_M = split_normals(len(normals), config)
+    image_NCHW = as_input(normals.images_NHWC)
+    train_N, held_M = split_normals(groups(normals, config), config)
     curve: list[Progress] = []
     began = time.monotonic()
     model = train_nets(image_NCHW[train_N], config, teacher=registry.load_net_teacher(config.net),

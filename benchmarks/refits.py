@@ -26,6 +26,7 @@ from igd import registry
 from igd.config import preset_config
 from igd.data.datasets import TestSet, load_normals, load_tests, normal_images, test_images
 from igd.data.magnetic_tile import arrange
+from igd.data.twins import draw_groups
 from igd.model.dense import fit_standardised
 from igd.score.baselines import OF_FEATURES, OF_THE_GRID, BaselineScores, Sample, sample_of
 from igd.score.bootstrap import image_metrics, pixel_metrics
@@ -59,9 +60,13 @@ def main() -> None:
             test = sample_of(tests.images_NHWC, tests.size_N2)
             for refit in range(options.refits):
                 chosen = np.random.default_rng(refit).permutation(len(train))
-                subset = part_of(train, np.sort(chosen[:round(options.share * len(train))]))
-                found = {name: judged(tests, scores)
-                         for name, scores in methods(subset, test, settings, refit).items()}
+                chosen = np.sort(chosen[:round(options.share * len(train))])
+                subset = part_of(train, chosen)
+                group_N = torch.from_numpy(draw_groups(
+                    subset.images_NHWC, [normals.sha256[i] for i in chosen], seed=refit,
+                    min_correlation=config.calibration.twin_correlation))
+                found = {name: judged(tests, scores) for name, scores in methods(
+                    subset, test, settings, refit, group_N).items()}
                 document["runs"].append({"part": part, "refit": refit, "normals": len(subset),
                                          "methods": found})
                 RESULT.write_text(json.dumps(document, indent=1) + "\n")
@@ -75,11 +80,11 @@ def part_of(sample: Sample, index: np.ndarray[Any, Any]) -> Sample:
                    features=sample.features[torch.from_numpy(index)])
 
 
-def methods(train: Sample, test: Sample, settings: tuple[str, ...],
-            seed: int) -> dict[str, BaselineScores]:
+def methods(train: Sample, test: Sample, settings: tuple[str, ...], seed: int,
+            group_N: torch.Tensor) -> dict[str, BaselineScores]:
     assert train.features is not None and test.features is not None
     model, _ = fit_standardised(train.features, preset_config("fast", settings, seed=seed),
-                                registry.load_teacher())
+                                registry.load_teacher(), group_N)
     dense_N, pooled_N, grid_NP = model.distances(test.features)
     fast = BaselineScores(model.mix(dense_N, pooled_N).numpy(), model.heatmap(grid_NP).numpy())
     return {"fast": fast, **{name: fit(train).score(test)

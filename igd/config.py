@@ -222,6 +222,9 @@ class CalibrationConfig:
     """Nets: the share of normals held out of training."""
     min_images: int = 10
     """Fewer normals than this are refused."""
+    twin_correlation: float = 0.95
+    """Normals whose thumbnails, less the mean one, correlate more are near-duplicates and stay on
+    one side of every split; 1: only equal ones."""
     max_unreadable: float = 0.01
     """A larger share of unreadable training images is an error."""
 
@@ -229,6 +232,8 @@ class CalibrationConfig:
         _check(self.folds >= 2, "calibration.folds", self.folds, "at least 2")
         _check(0 < self.fraction < 1, "calibration.fraction", self.fraction, "between 0 and 1")
         _check(self.min_images >= 4, "calibration.min_images", self.min_images, "at least 4")
+        _check(0 < self.twin_correlation <= 1, "calibration.twin_correlation",
+               self.twin_correlation, "above 0, at most 1")
         _check(0 <= self.max_unreadable <= 1, "calibration.max_unreadable", self.max_unreadable,
                "0 to 1")
 

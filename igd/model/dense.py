@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from igd.config import Config, DenseConfig
 from igd.errors import DivergedError, NotFittedError
+from igd.model.groups import alone, folds
 from igd.model.scored import Scored
 from igd.model.teacher import EfficientNetLite0
 
@@ -170,10 +171,15 @@ class HeldOut:
     grid_NP: Tensor
 
 
-def fit_standardised(features: Features, config: Config,
-                     teacher: EfficientNetLite0) -> tuple[DenseGaussian, HeldOut]:
-    """Fits on all normals, on the scale of their held-out distances."""
-    fold_N = fold_of_each(len(features), config)
+def fit_standardised(features: Features, config: Config, teacher: EfficientNetLite0,
+                     group_N: Tensor | None = None) -> tuple[DenseGaussian, HeldOut]:
+    """Fits on all normals, on the scale of their held-out distances.
+
+    Args:
+        group_N: of `igd.model.groups`, for the folds; by default every image is on its own.
+    """
+    fold_N = folds(alone(len(features), config.seed) if group_N is None else group_N,
+                   config.calibration.folds)
     dense_N, pooled_N = torch.zeros(len(features)), torch.zeros(len(features))
     grid_NP = torch.zeros(features.local_NPC.shape[:2])
     model = DenseGaussian(config, teacher)
@@ -184,15 +190,6 @@ def fit_standardised(features: Features, config: Config,
             features[held_out])
     model.fit(features).standardise(dense_N, pooled_N)
     return model, HeldOut(fold_N, dense_N, pooled_N, grid_NP)
-
-
-def fold_of_each(count: int, config: Config) -> Tensor:
-    """A fold number for each of `count` images, drawn with the config's seed; (N,)."""
-    folds = min(config.calibration.folds, count)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    fold_N = torch.empty(count, dtype=torch.long)
-    fold_N[order] = torch.arange(count) % folds
-    return fold_N
 
 
 def grid_heatmap(grid_NP: Tensor, size: int, smoothing_px: float) -> Tensor:

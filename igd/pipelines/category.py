@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from igd import registry, storage
 from igd.config import Config
 from igd.data.datasets import Loaded, load_normals, normal_images
+from igd.data.twins import draw_groups
 from igd.model.igd import IGD
 from igd.pipelines import tensorboard
 from igd.records import CALIBRATION
@@ -89,24 +90,34 @@ def train_category(task: CategoryTask, report: Report = lambda line: None) -> Ou
         normal_images(task.data, task.category), task.config,
         progress=lambda done, total: report(f"reading {done}/{total}") if done % 50 == 0 else None)
     image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
+    group_N = normal_groups(loaded, task.config)
     if task.config.preset == "fast":
         report("fitting")
         with pinned_threads(THREADS):
-            trained = _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher()))
+            trained = _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher(),
+                                          group_N))
     else:
-        trained = _train_nets(image_NCHW, task.config, report)
+        trained = _train_nets(image_NCHW, group_N, task.config, report)
     report("saving")
     smallest = Calibrator(trained.calibration.score_M.numpy()).smallest_alpha
     version = registry.save_bundle(
         task.models, task.category, trained.model, task.config,
         _rows(trained.calibration, loaded),
-        _provenance(task, loaded, smallest, trained, time.monotonic() - began), trained.files)
+        _provenance(task, loaded, group_N, smallest, trained, time.monotonic() - began),
+        trained.files)
     registry.promote(task.models, task.category, version)
     shown = storage.join(task.models, task.category, version, tensorboard.FOLDER)
     return Outcome(category=task.category, preset=task.config.preset, version=version,
                    images=len(loaded.keys), skipped=loaded.skipped, unseen=loaded.unseen,
                    seconds=time.monotonic() - began, smallest_alpha=smallest,
                    tensorboard=shown if trained.files else None)
+
+
+def normal_groups(loaded: Loaded, config: Config) -> Tensor:
+    """Groups of near-duplicates among the normals, for `igd.model.groups`; (N,)."""
+    return torch.from_numpy(draw_groups(
+        loaded.images_NHWC, loaded.sha256, seed=config.seed,
+        min_correlation=config.calibration.twin_correlation))
 
 
 @dataclass(frozen=True)
@@ -126,11 +137,12 @@ class _Trained:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def _train_nets(image_NCHW: Tensor, config: Config, report: Report) -> _Trained:
+def _train_nets(image_NCHW: Tensor, group_N: Tensor, config: Config,
+                report: Report) -> _Trained:
     """Trains on the device at hand; scores the held-out normals as they will be scored."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train_N, held = split_normals(len(image_NCHW), config)
-    scale_K, held_M = split_held_out(held, config)
+    train_N, held = split_normals(group_N, config)
+    scale_K, held_M = split_held_out(held, group_N, config)
     teacher = registry.training_teacher(config.net, device)
     timed: list[tuple[float, Progress]] = []
 
@@ -170,12 +182,13 @@ def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
                     schema=CALIBRATION)
 
 
-def _provenance(task: CategoryTask, loaded: Loaded, smallest_alpha: float,
+def _provenance(task: CategoryTask, loaded: Loaded, group_N: Tensor, smallest_alpha: float,
                 trained: _Trained, seconds: float) -> dict[str, Any]:
     fast = task.config.preset == "fast"
     return {
         "data": task.data, "images": len(loaded.keys),
         "skipped": [list(entry) for entry in loaded.skipped],
+        "near_duplicate_groups": int(group_N.max()) + 1,
         "data_fingerprint": loaded.fingerprint, "unseen_share": loaded.unseen,
         "preset_reason": task.preset_reason, "seconds": round(seconds, 2),
         "calibration": "cross-conformal" if fast else "split-conformal",

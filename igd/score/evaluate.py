@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from igd.config import preset_config
 from igd.data.datasets import TestSet, load_normals, load_tests, normal_images, test_images
+from igd.data.twins import draw_groups
 from igd.errors import DataError, ModelError
 from igd.score import paper
 from igd.score.baselines import BaselineScores, baselines, sample_of
@@ -179,8 +181,11 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
               for name, scores in baselines(train, test)}
     rungs: dict[str, MethodResult] = {}
     if with_ladder:
-        for name, scores in ladder(train, test,
-                                   preset_config("fast", [f"image.size={config.image.size}"])):
+        group_N = torch.from_numpy(draw_groups(
+            normal_NHWC, normals.sha256, seed=config.seed,
+            min_correlation=config.calibration.twin_correlation))
+        of_fast = preset_config("fast", [f"image.size={config.image.size}"])
+        for name, scores in ladder(train, test, of_fast, group_N):
             progress(f"ladder {name}")
             rungs[name] = _judged(tests, scores, resamples)
     return Evaluation(

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from igd.config import Config
 from igd.model.dense import fit_standardised
 from igd.registry import load_teacher
@@ -28,22 +30,26 @@ LADDER: Mapping[str, Mapping[str, Any]] = {
 """METHOD "Beyond the paper", row by row: fields of `DenseConfig`."""
 
 
-def ladder(train: Sample, test: Sample, config: Config) -> Iterator[tuple[str, BaselineScores]]:
+def ladder(train: Sample, test: Sample, config: Config,
+           group_N: Tensor | None = None) -> Iterator[tuple[str, BaselineScores]]:
     """Fits every row of `LADDER` on normals and scores the test images, one row at a time.
 
     Scores are on the scale of held-out normals, as in preset `fast`.
 
     Args:
         config: of preset `fast`; gives what the rows leave open.
+        group_N: of the normals, as `igd.train.calibrate.fit_dense` has them.
 
     Raises:
         DataError: a sample has no features.
     """
-    return ((name, _rung(train, test, replace(config, dense=replace(config.dense, **fields))))
+    return ((name, _rung(train, test, replace(config, dense=replace(config.dense, **fields)),
+                         group_N))
             for name, fields in LADDER.items())
 
 
-def _rung(train: Sample, test: Sample, config: Config) -> BaselineScores:
-    model, _ = fit_standardised(features_of(train), config, load_teacher())
+def _rung(train: Sample, test: Sample, config: Config,
+          group_N: Tensor | None) -> BaselineScores:
+    model, _ = fit_standardised(features_of(train), config, load_teacher(), group_N)
     dense_N, pooled_N, grid_NP = model.distances(features_of(test))
     return BaselineScores(model.mix(dense_N, pooled_N).numpy(), model.heatmap(grid_NP).numpy())

@@ -1,5 +1,7 @@
 """Calibration: what models that have not seen a normal image say of it.
 
+Near-duplicates of an image never stand on the other side of a split: `igd.model.groups`.
+
 `fast` (cross-conformal): the normals are split into K folds; each fold is scored by a model
 fitted on the others, whose standardisation comes from the other folds' held-out distances. The
 final model is fitted on all normals. Nets (split-conformal): the held-out normals are scored by
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from igd.config import Config
 from igd.errors import DataError, DivergedError
 from igd.model.dense import DenseGaussian, extract, fit_standardised
+from igd.model.groups import hold_out
 from igd.model.igd import IGD
 from igd.model.teacher import EfficientNetLite0
 
@@ -40,14 +43,18 @@ class Calibration:
     heatmap_max_M: Tensor
 
 
-def fit_dense(image_NCHW: Tensor, config: Config,
-              teacher: EfficientNetLite0) -> tuple[DenseGaussian, Calibration]:
+def fit_dense(image_NCHW: Tensor, config: Config, teacher: EfficientNetLite0,
+              group_N: Tensor | None = None) -> tuple[DenseGaussian, Calibration]:
     """Fits preset `fast` on all normals and calibrates it cross-conformally over all of them.
 
     Args:
         image_NCHW: uint8 RGB, (N, 3, S, S).
+        group_N: of `igd.model.groups`; by default every image is on its own.
+
+    Raises:
+        DataError: all images are one group.
     """
-    model, held = fit_standardised(extract(teacher, image_NCHW), config, teacher)
+    model, held = fit_standardised(extract(teacher, image_NCHW), config, teacher, group_N)
     score_N = torch.zeros(len(image_NCHW), dtype=torch.float64)
     peak_N = torch.zeros(len(image_NCHW))
     scale = DenseGaussian(config, teacher)  # unfitted: only its scale is used
@@ -60,32 +67,49 @@ def fit_dense(image_NCHW: Tensor, config: Config,
     return model, Calibration(torch.arange(len(image_NCHW)), terms, score_N, peak_N)
 
 
-def split_normals(count: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Indices to train on and indices held out for calibration, drawn with the config's seed."""
-    held = min(max(2, round(config.calibration.fraction * count)), count - 2)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    return order[held:].sort().values, order[:held].sort().values
+def split_normals(group_N: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Indices to train on and indices held out for calibration, whole groups each.
+
+    Args:
+        group_N: of `igd.model.groups`.
+
+    Raises:
+        DataError: all images are one group, or one side would get fewer than two images.
+    """
+    wanted = min(max(2, round(config.calibration.fraction * len(group_N))), len(group_N) - 2)
+    held_N = hold_out(group_N, wanted)
+    sides = (~held_N).nonzero().flatten(), held_N.nonzero().flatten()
+    if min(map(len, sides)) < 2:
+        raise DataError(f"{len(group_N)} normal images in {int(group_N.max()) + 1} groups of "
+                        f"near-duplicates leave {len(sides[0])} to train on and {len(sides[1])} "
+                        "to calibrate: expected at least two of each; add normal images")
+    return sides
 
 
-def split_held_out(held_M: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+def split_held_out(held_M: Tensor, group_N: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Indices that set the scale of the score, and those that calibrate it.
 
     Profile `standardised` takes half for the scale: an image that had a say in it looks more
     normal than a new one. The other profiles have no scale, and all indices calibrate.
+
+    Args:
+        group_N: of all normals.
 
     Raises:
         DataError: fewer than two of each.
     """
     if config.mix.profile != "standardised":
         return held_M[:0], held_M
-    if len(held_M) < 2 * SCALE_MIN:
-        raise DataError(f"{len(held_M)} normal images are held out of training: expected at least "
-                        f"{2 * SCALE_MIN} for mix.profile=standardised (one half sets the scale, "
-                        "the other calibrates); add normal images or raise calibration.fraction "
-                        f"({config.calibration.fraction})")
-    order = torch.randperm(len(held_M), generator=torch.Generator().manual_seed(config.seed))
-    scale, rest = held_M[order].tensor_split([len(held_M) // 2])
-    return scale.sort().values, rest.sort().values
+    _, group_M = torch.unique(group_N[held_M], return_inverse=True)
+    if len(held_M) >= 2 * SCALE_MIN and bool(group_M.any()):
+        sets_scale_M = hold_out(group_M, len(held_M) // 2)
+        scale, rest = held_M[sets_scale_M], held_M[~sets_scale_M]
+        if min(len(scale), len(rest)) >= SCALE_MIN:
+            return scale, rest
+    raise DataError(f"{len(held_M)} normal images are held out of training: expected at least "
+                    f"{2 * SCALE_MIN} for mix.profile=standardised (one half sets the scale, "
+                    "the other calibrates, near-duplicates on one side); add normal images or "
+                    f"raise calibration.fraction ({config.calibration.fraction})")
 
 
 def set_scale(model: IGD, image_KCHW: Tensor) -> None:

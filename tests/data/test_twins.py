@@ -14,7 +14,12 @@ from scipy.sparse.csgraph import connected_components
 
 from igd.data import twins
 from igd.data.images import decode
-from igd.data.twins import cluster_near_twins, split_by_cluster
+from igd.data.twins import (
+    cluster_near_duplicates,
+    cluster_near_twins,
+    draw_groups,
+    split_by_cluster,
+)
 from igd.errors import ConfigError, DataError
 
 SHARED = Path(os.environ.get("IGD_SHARED", Path(__file__).parents[3] / "shared"))
@@ -146,3 +151,51 @@ def test_the_real_magnetic_tiles_are_409_clusters() -> None:
     assert np.bincount(label_N).max() == 12
     rest, held = split_by_cluster(label_N, 0.2, 0)
     assert len(held) == 190 and not set(label_N[rest]) & set(label_N[held])
+
+
+def parts(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Photographs of parts in one pose: one pattern, and a little of each part's own."""
+    common = np.random.default_rng(99).uniform(60, 190, (32, 32))
+    return [grey(common + np.random.default_rng(100 * seed + i).normal(0, 4, (32, 32)))
+            for i in range(count)]
+
+
+def test_parts_in_one_pose_are_no_near_duplicates_but_their_copies_are() -> None:
+    images = parts(12)
+    copies = [grey(images[i][..., 0] * 0.7 + 20) for i in (3, 3, 8)]
+    assert cluster_near_twins(images).max() == 0  # taken as they are, they all correlate
+    label_N = cluster_near_duplicates([*images, *copies], min_correlation=0.95)
+    assert label_N[:12].tolist() == list(range(12)) and label_N[12:].tolist() == [3, 3, 8]
+
+
+def test_equal_images_are_near_duplicates_whatever_the_threshold() -> None:
+    images = parts(4)
+    assert cluster_near_duplicates([*images, images[1]],
+                                   min_correlation=1.0).tolist() == [0, 1, 2, 3, 1]
+    assert cluster_near_duplicates([images[0]] * 5, min_correlation=0.95).tolist() == [0] * 5
+
+
+def test_groups_are_drawn_by_what_is_in_them_and_not_by_what_is_beside() -> None:
+    images, digests = parts(30), [f"{i:064d}" for i in range(30)]
+
+    def drawn(count: int, seed: int) -> list[int]:
+        group_N = draw_groups(images[:count], digests[:count], min_correlation=0.95, seed=seed)
+        assert sorted(group_N) == list(range(count))
+        return np.argsort(group_N).tolist()
+
+    assert drawn(30, 0) != drawn(30, 1)
+    assert [i for i in drawn(30, 0) if i < 20] == drawn(20, 0)  # ten images were added
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data at {SHARED}")
+def test_near_duplicates_of_real_parts_are_few_and_of_tiles_many() -> None:
+    def clusters(folder: Path) -> tuple[int, int]:
+        paths = sorted(folder.iterdir())
+        images = (decode(path.read_bytes(), max_pixels=10**6) for path in paths
+                  if path.suffix in (".png", ".jpg"))
+        label_N = cluster_near_duplicates(images, min_correlation=0.95)
+        return len(label_N), int(label_N.max()) + 1
+
+    assert clusters(SHARED / "data/mvtec_ad/bottle/train/good") == (209, 207)
+    count, found = clusters(SHARED / "data/magnetic_tile/MT_Free/Imgs")
+    assert count == 952 and found < 409

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from igd.config import preset_config
+from igd.config import Config, preset_config
 from igd.data.products import CATEGORIES
 from igd.data.synthetic import render
 from igd.errors import DivergedError, NotFittedError
@@ -17,8 +17,8 @@ from igd.model.dense import (
     Features,
     extract,
     fit_standardised,
-    fold_of_each,
 )
+from igd.model.groups import alone, folds
 from igd.registry import load_teacher
 from igd.train.calibrate import fit_dense
 
@@ -31,6 +31,11 @@ WEIGHT, RIDGE, GLOBAL_RIDGE = 0.5, 0.01, 0.05  # as METHOD has them
 def pictures(category: str, count: int, *, first: int = 0, size: int = 64) -> torch.Tensor:
     images = [render(category, None, first + i, size=size, seed=0)[0] for i in range(count)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def drawn_folds(count: int, config: Config) -> torch.Tensor:
+    """The folds of images that all are on their own."""
+    return folds(alone(count, config.seed), config.calibration.folds)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,7 @@ def test_the_pooled_distance_is_a_term_even_where_the_score_does_not_count_it(
 def test_the_scale_is_that_of_models_that_have_not_seen_the_image(normals: torch.Tensor) -> None:
     features = extract(load_teacher(), normals)
     model, held_out = fit_standardised(features, CONFIG, load_teacher())
-    assert torch.equal(held_out.fold_N, fold_of_each(24, CONFIG))
+    assert torch.equal(held_out.fold_N, drawn_folds(24, CONFIG))
     for fold in range(4):
         inside = held_out.fold_N == fold
         other = DenseGaussian(CONFIG, load_teacher()).fit(features[~inside])

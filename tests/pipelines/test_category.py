@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from igd import registry
 from igd.config import Config, preset_config
 from igd.data.datasets import load_normals, normal_images
 from igd.errors import DataError
-from igd.pipelines.category import CategoryTask, train_category
+from igd.pipelines.category import CategoryTask, normal_groups, train_category
 from igd.score.scorer import THREADS, pinned_threads
 from igd.train.calibrate import split_normals
 
@@ -36,7 +39,7 @@ def test_the_scale_of_standardised_scores_comes_from_images_that_calibrate_nothi
     bundle = train(tiny_data, tmp_path, config())
     loaded = load_normals(normal_images(str(tiny_data), CATEGORY), config())
     trained, held = ({loaded.keys[i] for i in part}
-                     for part in split_normals(len(loaded.keys), config()))
+                     for part in split_normals(normal_groups(loaded, config()), config()))
     scale, calibration = bundle.training["scale_images"], bundle.calibration["image"].to_pylist()
     assert len(trained) == 12 and len(scale) == len(calibration) == 6
     assert set(scale) | set(calibration) == held and not set(scale) & set(calibration)
@@ -64,3 +67,26 @@ def test_too_few_for_a_scale_are_refused_before_training(tiny_data, tmp_path, mo
     with pytest.raises(DataError, match=r"2 normal images are held out .* expected at least 4"):
         train(tiny_data, tmp_path, config("calibration.fraction=0.1"))
     assert not list(tmp_path.iterdir())
+
+
+def test_copies_of_a_normal_do_not_calibrate_what_was_trained_on_it(tiny_data, tmp_path) -> None:
+    folder = tmp_path / "data" / CATEGORY / "train" / "good"
+    shutil.copytree(tiny_data / CATEGORY / "train" / "good", folder)
+    for path in sorted(folder.iterdir()):  # each once more, half as bright
+        pixels = np.asarray(Image.open(path), np.float64)
+        Image.fromarray((pixels / 2).round().astype(np.uint8)).save(folder / f"dim-{path.name}")
+    bundle = train(tmp_path / "data", tmp_path / "models", config("mix.profile=paper"))
+    assert bundle.training["images"] == 48 and bundle.training["near_duplicate_groups"] == 24
+    held = {PurePosixPath(key).name.removeprefix("dim-")
+            for key in bundle.calibration["image"].to_pylist()}
+    assert bundle.calibration.num_rows == 24 and len(held) == 12  # both of each
+
+
+def test_normals_that_are_all_one_picture_are_refused(tiny_data, tmp_path) -> None:
+    folder = tmp_path / "data" / CATEGORY / "train" / "good"
+    folder.mkdir(parents=True)
+    first = tiny_data / CATEGORY / "train" / "good" / "000.png"
+    for i in range(12):
+        shutil.copy(first, folder / f"{i}.png")
+    with pytest.raises(DataError, match="all 12 normal images are near-duplicates"):
+        train(tmp_path / "data", tmp_path / "models", config())

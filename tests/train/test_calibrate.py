@@ -7,7 +7,8 @@ import torch
 
 from igd.config import Config, preset_config
 from igd.errors import DataError, DivergedError
-from igd.model.dense import DenseGaussian, extract, fold_of_each
+from igd.model.dense import DenseGaussian, extract
+from igd.model.groups import alone, folds
 from igd.model.scored import Scored
 from igd.registry import load_teacher
 from igd.train.calibrate import (
@@ -26,6 +27,11 @@ COUNT, ODD = 24, 7
 
 def config(*overrides: str, seed: int = 0) -> Config:
     return preset_config("fast", ["image.size=64", "calibration.folds=4", *overrides], seed=seed)
+
+
+def drawn_folds(count: int, config: Config) -> torch.Tensor:
+    """The folds of images that all are on their own."""
+    return folds(alone(count, config.seed), config.calibration.folds)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def test_each_fold_is_scored_by_the_model_of_the_others(normals: torch.Tensor,
                                                         fitted: Fitted) -> None:
     _, calibration = fitted
     features = extract(load_teacher(), normals)
-    fold_N = fold_of_each(COUNT, config())
+    fold_N = drawn_folds(COUNT, config())
     for fold in range(4):
         held_out = fold_N == fold
         model = DenseGaussian(config(), load_teacher()).fit(features[~held_out])
@@ -78,7 +84,7 @@ def test_each_fold_is_scored_by_the_model_of_the_others(normals: torch.Tensor,
 
 def test_the_scale_of_a_fold_comes_from_the_other_folds_alone(fitted: Fitted) -> None:
     model, calibration = fitted
-    fold_N = fold_of_each(COUNT, config())
+    fold_N = drawn_folds(COUNT, config())
     expected = torch.zeros(COUNT, dtype=torch.float64)
     for distance_N in calibration.terms.values():
         for i in range(COUNT):
@@ -92,12 +98,12 @@ def test_the_scale_of_a_fold_comes_from_the_other_folds_alone(fitted: Fitted) ->
 
 
 def test_folds_are_even_and_decided_by_the_seed() -> None:
-    folds = fold_of_each(26, config())
+    folds = drawn_folds(26, config())
     assert torch.bincount(folds).tolist() == [7, 7, 6, 6]
-    assert torch.equal(folds, fold_of_each(26, config()))
-    assert not torch.equal(folds, fold_of_each(26, config(seed=1)))
+    assert torch.equal(folds, drawn_folds(26, config()))
+    assert not torch.equal(folds, drawn_folds(26, config(seed=1)))
     assert not torch.equal(folds, folds.sort().values)
-    assert sorted(fold_of_each(3, config())) == [0, 1, 2]  # fewer normals than folds
+    assert sorted(drawn_folds(3, config())) == [0, 1, 2]  # fewer normals than folds
 
 
 def test_a_repeated_fit_gives_equal_bits(normals: torch.Tensor, fitted: Fitted) -> None:
@@ -112,7 +118,7 @@ def test_heatmap_peaks_are_those_of_scoring_the_image_alone(
         normals: torch.Tensor, fitted: Fitted) -> None:
     """Calibration goes the path that images go: one heatmap at a time."""
     features = extract(load_teacher(), normals)
-    held_out = fold_of_each(COUNT, config()) == 2
+    held_out = drawn_folds(COUNT, config()) == 2
     model = DenseGaussian(config(), load_teacher()).fit(features[~held_out])
     _, _, grid_NP = model.distances(features[held_out])
     alone = torch.stack([model.heatmap(grid_P[None]).amax() for grid_P in grid_NP])
@@ -124,13 +130,13 @@ def test_heatmap_peaks_are_those_of_scoring_the_image_alone(
 def test_nets_hold_out_the_share_asked_for_and_leave_two_of_each(
         count: int, fraction: float, held: int) -> None:
     settings = config(f"calibration.fraction={fraction}", seed=3)
-    train_N, held_M = split_normals(count, settings)
+    train_N, held_M = split_normals(alone(count, settings.seed), settings)
     assert len(held_M) == held and len(train_N) == count - held >= 2
     assert sorted([*train_N.tolist(), *held_M.tolist()]) == list(range(count))
-    assert all(torch.equal(a, b) for a, b in
-               zip(split_normals(count, settings), (train_N, held_M), strict=True))
+    again = split_normals(alone(count, settings.seed), settings)
+    assert all(torch.equal(a, b) for a, b in zip(again, (train_N, held_M), strict=True))
     if count == 100:
-        assert not torch.equal(held_M, split_normals(count, config(seed=4))[1])
+        assert not torch.equal(held_M, split_normals(alone(count, 4), config(seed=4))[1])
 
 
 @pytest.mark.parametrize(("held", "scale"), [(4, 2), (9, 4), (50, 25)])
@@ -138,26 +144,47 @@ def test_one_half_of_the_held_out_sets_the_scale_and_the_other_calibrates(
         held: int, scale: int) -> None:
     held_M = torch.arange(held) * 3
     settings = config("mix.profile=standardised")
-    scale_K, rest_M = split_held_out(held_M, settings)
+    group_N = alone(3 * held, 0)
+    scale_K, rest_M = split_held_out(held_M, group_N, settings)
     assert len(scale_K) == scale and len(rest_M) == held - scale
     assert sorted([*scale_K.tolist(), *rest_M.tolist()]) == held_M.tolist()
-    assert torch.equal(split_held_out(held_M, settings)[0], scale_K)
+    assert torch.equal(split_held_out(held_M, group_N, settings)[0], scale_K)
     if held == 50:
         assert scale_K.max() > rest_M.min()  # drawn, not cut
-        other = config("mix.profile=standardised", seed=1)
-        assert not torch.equal(split_held_out(held_M, other)[0], scale_K)
+        assert not torch.equal(split_held_out(held_M, alone(150, 1), settings)[0], scale_K)
 
 
 @pytest.mark.parametrize("profile", ["paper", "official"])
 def test_without_a_scale_all_of_them_calibrate(profile: str) -> None:
-    scale_K, rest_M = split_held_out(torch.tensor([3, 7]), config(f"mix.profile={profile}"))
+    settings = config(f"mix.profile={profile}")
+    scale_K, rest_M = split_held_out(torch.tensor([3, 7]), alone(8, 0), settings)
     assert scale_K.tolist() == [] and rest_M.tolist() == [3, 7]
 
 
 def test_too_few_held_out_normals_for_a_scale_say_how_many_are_needed() -> None:
     with pytest.raises(DataError, match=r"3 normal images are held out .* at least 4 .*"
                                         r"raise calibration.fraction \(0.2\)"):
-        split_held_out(torch.arange(3), config("mix.profile=standardised"))
+        split_held_out(torch.arange(3), alone(9, 0), config("mix.profile=standardised"))
+
+
+def test_near_duplicates_stand_on_one_side_of_every_split(normals: torch.Tensor) -> None:
+    group_N = torch.arange(COUNT) // 3  # threes of near-duplicates
+    settings = config("mix.profile=standardised", "calibration.fraction=0.5")
+
+    def groups(index_M: torch.Tensor) -> set[int]:
+        return set(group_N[index_M].tolist())
+
+    train_N, held_M = split_normals(group_N, settings)
+    scale_K, rest_M = split_held_out(held_M, group_N, settings)
+    assert not groups(train_N) & groups(held_M) and not groups(scale_K) & groups(rest_M)
+    assert len(train_N) + len(held_M) == COUNT and len(scale_K) + len(rest_M) == len(held_M)
+    # `fast`: the folds too
+    _, calibration = fit_dense(normals, config(), load_teacher(), group_N)
+    fold_N, features = folds(group_N, 4), extract(load_teacher(), normals)
+    assert all(len(fold_N[group_N == group].unique()) == 1 for group in range(COUNT // 3))
+    model = DenseGaussian(config(), load_teacher()).fit(features[fold_N != 1])
+    assert torch.equal(calibration.terms["dense_distance"][fold_N == 1],
+                       model.distances(features[fold_N == 1])[0])
 
 
 class Fixed(torch.nn.Module):
