@@ -14,58 +14,105 @@ from igd.errors import DivergedError
 from igd.model.blocks import linear, measure_batch_norm
 from igd.model.networks import FEATURES, Encoder
 from igd.model.teacher import Teacher
+from igd.train.checkpoint import Snapshot, adam_tensors, restore_adam, within
 from igd.train.inputs import Inputs
 
 TEACHER_CHUNK = 64
+SAME = 1e-6
+"""Features that differ by less than this share of their size differ by rounding."""
 REPORTS = 20
 """Times that a distillation says how far it is."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 
 
-def distill(inputs: Inputs, teacher: Teacher, config: Config, generator: torch.Generator,
-            report: Report) -> None:
-    """Teaches the 512-d features of a branch's encoder, in place.
+class Distillation:
+    """One branch's encoder and the teacher's features.
 
     The teacher's features are centred and divided by one number, so that the loss starts near 1:
     it is the share of their variance that is not learnt yet. Where they are not 512 a linear map,
     trained along and thrown away, joins the two. BatchNorm is measured once, at the start.
 
-    Args:
-        inputs: of a branch whose encoder is an `Encoder`.
-        report: called with (iterations done, in all, {"distillation": the mean loss since the
-            last call, "lr": the rate}).
-
-    Raises:
-        DivergedError: the loss is not finite, or the teacher's features do not vary.
+    Attributes:
+        done: iterations.
     """
-    settings = config.distill
-    encoder = inputs.encoder
-    assert isinstance(encoder, Encoder)
-    kept_K = inputs.spread(settings.max_inputs, generator)
-    target_KF = teacher_targets(inputs, kept_K, teacher, settings.patch_side)
-    if config.net.batch_norm != "fixed":
-        measure_batch_norm(encoder, inputs.pixels(kept_K[inputs.few(len(kept_K), generator)]))
-    join = (linear(FEATURES, target_KF.shape[1]).to(target_KF.device)
-            if target_KF.shape[1] != FEATURES else nn.Identity())
-    adam = torch.optim.Adam([*encoder.trunk.parameters(), *encoder.fc.parameters(),
-                             *join.parameters()],
-                            lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    losses: list[Tensor] = []
-    every = max(1, settings.iterations // REPORTS)
-    for i in range(settings.iterations):
-        batch_B = torch.randint(len(kept_K), (settings.batch_size,), generator=generator)
-        features_BF = join(encoder.features(inputs.pixels(kept_K[batch_B])))
-        loss = (features_BF - target_KF[batch_B.to(target_KF.device)]).square().mean()
-        adam.zero_grad()
+
+    def __init__(self, inputs: Inputs, teacher: Teacher, config: Config,
+                 generator: torch.Generator, saved: Snapshot | None = None) -> None:
+        """
+        Args:
+            inputs: of a branch whose encoder is an `Encoder`, with the saved weights if it goes on.
+            saved: what to go on from.
+
+        Raises:
+            DivergedError: the teacher's features do not vary.
+        """
+        self.inputs, self.config, self.generator = inputs, config.distill, generator
+        encoder = inputs.encoder
+        assert isinstance(encoder, Encoder)
+        self.encoder = encoder
+        if saved is None:
+            self.kept_K = inputs.spread(self.config.max_inputs, generator)
+            if config.net.batch_norm != "fixed":
+                measured = inputs.few(len(self.kept_K), generator)
+                measure_batch_norm(encoder, inputs.pixels(self.kept_K[measured]))
+        else:
+            self.kept_K = saved.tensors["kept"]
+        self.target_KF = teacher_targets(inputs, self.kept_K, teacher, self.config.patch_side)
+        channels = self.target_KF.shape[1]
+        self.join = (linear(FEATURES, channels).to(self.target_KF.device)
+                     if channels != FEATURES else nn.Identity())
+        self.parameters = [*encoder.trunk.parameters(), *encoder.fc.parameters(),
+                           *self.join.parameters()]
+        self.adam = torch.optim.Adam(self.parameters, lr=self.config.lr,
+                                     weight_decay=self.config.weight_decay, fused=True)
+        self.done = 0
+        self._losses: list[Tensor] = []
+        if saved is not None:
+            self.done = saved.done
+            self.join.load_state_dict(saved.part("join"))
+            restore_adam(self.adam, saved.part("adam"), self.parameters)
+            self._losses = list(saved.tensors["losses"].to(self.target_KF.device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `saved` needs beside the model's weights."""
+        losses = torch.stack(self._losses) if self._losses else torch.zeros(0)
+        return {"kept": self.kept_K, "losses": losses, **within("join", self.join.state_dict()),
+                **within("adam", adam_tensors(self.adam))}
+
+    def run(self, report: Report, step_done: Callable[[], None]) -> None:
+        """Goes on to the last iteration.
+
+        Args:
+            report: called with (iterations done, in all, {"distillation": the mean loss since
+                the last call, "lr": the rate}).
+            step_done: called after every iteration.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        settings = self.config
+        every = max(1, settings.iterations // REPORTS)
+        while self.done < settings.iterations:
+            self._step()
+            self.done += 1
+            if self.done % every == 0 or self.done == settings.iterations:
+                report(self.done, settings.iterations, {
+                    "distillation": _mean(self._losses, self.inputs.name, self.done),
+                    "lr": settings.lr})
+                self._losses.clear()
+            step_done()
+        self.encoder.zero_grad()
+
+    def _step(self) -> None:
+        batch_B = torch.randint(len(self.kept_K), (self.config.batch_size,),
+                                generator=self.generator)
+        features_BF = self.join(self.encoder.features(self.inputs.pixels(self.kept_K[batch_B])))
+        loss = (features_BF - self.target_KF[batch_B.to(self.target_KF.device)]).square().mean()
+        self.adam.zero_grad()
         loss.backward()
-        adam.step()
-        losses.append(loss.detach())
-        if (i + 1) % every == 0 or i + 1 == settings.iterations:
-            report(i + 1, settings.iterations, {"distillation": _mean(losses, inputs.name, i + 1),
-                                                "lr": settings.lr})
-            losses.clear()
-    encoder.zero_grad()
+        self.adam.step()
+        self._losses.append(loss.detach())
 
 
 def teacher_targets(inputs: Inputs, input_K: Tensor, teacher: Teacher,
@@ -85,10 +132,10 @@ def teacher_targets(inputs: Inputs, input_K: Tensor, teacher: Teacher,
                 raw = F.interpolate(raw, (patch_side, patch_side), mode="bilinear",
                                     align_corners=False)
             parts.append(teacher.pooled(raw))
-    centred_KF = torch.cat(parts)
-    centred_KF = centred_KF - centred_KF.mean(0)
+    raw_KF = torch.cat(parts)
+    centred_KF = raw_KF - raw_KF.mean(0)
     scale = centred_KF.square().mean().sqrt()
-    if not bool(scale > 0):
+    if not bool(scale > SAME * raw_KF.square().mean().sqrt()):
         raise DivergedError(f"distillation: the teacher says the same of all {len(input_K)} "
                             f"{inputs.name} inputs; expected different training images")
     return centred_KF / scale

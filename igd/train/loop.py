@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,15 @@ from igd.errors import DivergedError, ModelError
 from igd.model.gaussian import SIGMA2_MIN
 from igd.model.igd import IGD, PATCH, SIDE
 from igd.model.teacher import Teacher
-from igd.train.distill import distill
+from igd.train.checkpoint import (
+    Checkpoints,
+    NoCheckpoints,
+    Phase,
+    Snapshot,
+    copied,
+    within,
+)
+from igd.train.distill import Distillation
 from igd.train.inputs import Inputs
 from igd.train.schedule import poly_lr
 from igd.train.step import MStep, draw_alpha, e_step
@@ -35,7 +42,7 @@ class Progress:
     """
 
     branch: str
-    phase: Literal["distil", "em"]
+    phase: Phase
     done: int
     steps: int
     metrics: dict[str, float]
@@ -47,16 +54,20 @@ SATURATED = 1e-6
 
 
 def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | None = None,
-               report: Report = lambda progress: None) -> IGD:
+               report: Report = lambda progress: None,
+               checkpoints: Checkpoints | None = None) -> IGD:
     """Distils and trains every branch by EM; all randomness comes from `config.seed`.
 
-    Equal images, config, machine and thread count give equal bits.
+    Equal images, config, machine and thread count give equal bits, in one go or taken up from a
+    checkpoint.
 
     Args:
         images_NCHW_uint8: normal RGB images (N, 3, 256, 256), on the device to train on; 32x32
             where `net.branches` is "local".
         teacher: the frozen network, on the same device, where an encoder needs it.
         report: called after every epoch, and now and then in a distillation.
+        checkpoints: offered the state after every epoch and every iteration of a distillation;
+            training goes on from the last one, which must be of equal images and config.
 
     Raises:
         ModelError: images of another shape or type, or a missing teacher.
@@ -70,8 +81,8 @@ def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = IGD(config, teacher).to(images_NCHW_uint8.device)
-        for name in config.net.encoders:
-            _train_branch(Inputs(model, name, images_NCHW_uint8), config, teacher, report)
+        _Training(model, images_NCHW_uint8, config, teacher, report,
+                  checkpoints or NoCheckpoints()).run()
     return model.eval()
 
 
@@ -93,39 +104,94 @@ def measured_in(epoch: int, config: Config) -> bool:
     return {"estimated": True, "initial": epoch == 0, "fixed": False}[config.net.batch_norm]
 
 
-def _train_branch(inputs: Inputs, config: Config, teacher: Teacher | None,
-                  report: Report) -> None:
-    kind = config.net.encoders[inputs.name]
-    generator = torch.Generator().manual_seed(config.seed)
-    if kind == "distilled":
-        if teacher is None:
+class _Training:
+    """The branches one after the other, from the start or from a checkpoint."""
+
+    def __init__(self, model: IGD, images_NCHW_uint8: Tensor, config: Config,
+                 teacher: Teacher | None, report: Report, checkpoints: Checkpoints) -> None:
+        self.model, self.images, self.config = model, images_NCHW_uint8, config
+        self.teacher, self.report, self.checkpoints = teacher, report, checkpoints
+        self.generator = torch.Generator()
+
+    def run(self) -> None:
+        saved = self.checkpoints.last()
+        names = list(self.config.net.encoders)
+        if saved is not None:
+            self.model.load_state_dict(saved.part("model"))
+            names = names[names.index(saved.branch):]
+        for name in names:
+            self._branch(Inputs(self.model, name, self.images), saved)
+            saved = None
+
+    def _branch(self, inputs: Inputs, saved: Snapshot | None) -> None:
+        kind = self.config.net.encoders[inputs.name]
+        self.generator.manual_seed(self.config.seed)
+        if kind == "distilled" and (saved is None or saved.phase == "distil"):
+            self._distil(inputs, saved)
+            saved = None
+        if kind != "trained":
+            inputs.freeze()
+        em = _Em(inputs, self.config, self.generator, saved)
+        self._take_up(saved)
+        em.run(self.report, lambda: self._offer(inputs.name, "em", em.epoch, em.tensors))
+
+    def _distil(self, inputs: Inputs, saved: Snapshot | None) -> None:
+        if self.teacher is None:
             raise ModelError(f"net.{inputs.name}_encoder is distilled but no teacher was given: "
                              "pass it as `teacher`")
-        distill(inputs, teacher, config, generator, lambda done, steps, metrics: report(Progress(
-            branch=inputs.name, phase="distil", done=done, steps=steps, metrics=metrics)))
-    if kind != "trained":
-        inputs.freeze()
-    _Em(inputs, config, generator).run(report)
+        phase = Distillation(inputs, self.teacher, self.config, self.generator, saved)
+        self._take_up(saved)
+        phase.run(lambda done, steps, metrics: self.report(Progress(
+            branch=inputs.name, phase="distil", done=done, steps=steps, metrics=metrics)),
+            lambda: self._offer(inputs.name, "distil", phase.done, phase.tensors))
+
+    def _take_up(self, saved: Snapshot | None) -> None:
+        """Random numbers go on where they were; whatever was drawn to get here does not count."""
+        if saved is not None:
+            self.generator.set_state(saved.tensors["random.generator"])
+            torch.set_rng_state(saved.tensors["random.torch"])
+
+    def _offer(self, branch: str, phase: Phase, done: int,
+               tensors: Callable[[], dict[str, Tensor]]) -> None:
+        self.checkpoints.offer(lambda: Snapshot(
+            branch=branch, phase=phase, done=done, tensors=copied({
+                **tensors(), **within("model", self.model.state_dict()),
+                "random.generator": self.generator.get_state(),
+                "random.torch": torch.get_rng_state()})))
 
 
 class _Em:
-    """Expectation and maximisation of one branch."""
+    """Expectation and maximisation of one branch.
 
-    def __init__(self, inputs: Inputs, config: Config, generator: torch.Generator) -> None:
+    Attributes:
+        epoch: done so far.
+    """
+
+    def __init__(self, inputs: Inputs, config: Config, generator: torch.Generator,
+                 saved: Snapshot | None) -> None:
         self.inputs = inputs
         self.config = config
         self.generator = generator
         self.m_step = MStep(inputs.branch, config.train,
                             frozen=config.net.encoders[inputs.name] != "trained")
+        self.epoch = 0
+        if saved is not None:
+            self.epoch = saved.done
+            self.m_step.restore(saved)
 
-    def run(self, report: Report) -> None:
-        epochs = self.config.train.epochs
-        for epoch in range(epochs):
-            self._e_step(epoch)
-            first, metrics = self._m_steps(epoch)
-            if epoch == 0:
+    def tensors(self) -> dict[str, Tensor]:
+        """What `saved` needs beside the model's weights."""
+        return self.m_step.tensors()
+
+    def run(self, report: Report, epoch_done: Callable[[], None]) -> None:
+        while self.epoch < self.config.train.epochs:
+            self._e_step(self.epoch)
+            first, metrics = self._m_steps(self.epoch)
+            if self.epoch == 0:
                 report(self._progress(0, first))
-            report(self._progress(epoch + 1, metrics))
+            self.epoch += 1
+            report(self._progress(self.epoch, metrics))
+            epoch_done()
         # Centre and sigma of the final map, over every input. Its BatchNorm statistics stay those
         # that the last M-steps were taken with: new ones would be another map, which nobody
         # trained.

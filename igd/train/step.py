@@ -16,6 +16,7 @@ from igd.model.losses import (
     reconstruction_loss,
     soft_boundary_loss,
 )
+from igd.train.checkpoint import Snapshot, adam_tensors, restore_adam, within
 from igd.train.inputs import Inputs
 
 CHUNK = 225
@@ -62,6 +63,18 @@ class MStep:
         self._critic_parameters = list(branch.critic.parameters())
         self._generator_adam = self._adam(self._generator_parameters)
         self._critic_adam = self._adam(self._critic_parameters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of both optimisers."""
+        return {**within("generator_adam", adam_tensors(self._generator_adam)),
+                **within("critic_adam", adam_tensors(self._critic_adam))}
+
+    def restore(self, saved: Snapshot) -> None:
+        """Puts both optimisers back where `tensors` saw them."""
+        for name, adam, parameters in (
+                ("generator_adam", self._generator_adam, self._generator_parameters),
+                ("critic_adam", self._critic_adam, self._critic_parameters)):
+            restore_adam(adam, saved.part(name), parameters)
 
     def __call__(self, seen: Tensor, x_NCHW: Tensor, alpha_N: Tensor,
                  lr: float) -> dict[str, Tensor]:

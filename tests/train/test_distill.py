@@ -6,7 +6,7 @@ import torch
 from igd.config import preset_config
 from igd.errors import DivergedError
 from igd.model.igd import IGD
-from igd.train.distill import REPORTS, distill, teacher_targets
+from igd.train.distill import REPORTS, Distillation, teacher_targets
 from igd.train.inputs import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,6 +41,10 @@ def make_inputs(n=20):
 def config(*overrides):
     return preset_config("small", ["distill.iterations=60", "distill.batch_size=16",
                                    "distill.max_inputs=400", "distill.lr=1e-3", *overrides])
+
+
+def distill(inputs, teacher, config, generator, report):
+    Distillation(inputs, teacher, config, generator).run(report, lambda: None)
 
 
 @pytest.mark.parametrize("teacher", [Colours(), Wide()], ids=["another size", "512"])

@@ -6,7 +6,8 @@ from igd.errors import DivergedError, ModelError
 from igd.model.igd import patches
 from igd.registry import load_teacher
 from igd.train import loop, step
-from igd.train.distill import distill
+from igd.train.checkpoint import Snapshot
+from igd.train.distill import Distillation
 from igd.train.loop import Progress, findings, train_nets
 from igd.train.step import MStep, e_step
 
@@ -21,10 +22,11 @@ def make_images(n=6):
     return (fine * 255).to(torch.uint8)
 
 
-def train(*overrides, seed=0, report=lambda progress: None):
+def train(*overrides, seed=0, report=lambda progress: None, checkpoints=None):
     config = preset_config("small", [*TINY, *overrides], seed=seed)
     teacher = load_teacher() if config.net.needs_teacher else None
-    return train_nets(make_images(), config, teacher=teacher, report=report)
+    return train_nets(make_images(), config, teacher=teacher, report=report,
+                      checkpoints=checkpoints)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,13 @@ def test_report_names_every_term_of_both_branches(trained, history):
 def test_distillation_comes_first_and_only_the_linear_layer_follows(monkeypatch):
     """The distilled features are those of the trained model, bit for bit."""
     kept = {}
-    monkeypatch.setattr(loop, "distill", lambda inputs, *args: (
-        distill(inputs, *args), kept.update({name: value.clone() for name, value in
-                                             inputs.encoder.state_dict().items()})))
+    run = Distillation.run
+
+    def run_and_keep(self, *args):
+        run(self, *args)
+        kept.update({name: value.clone() for name, value in self.encoder.state_dict().items()})
+
+    monkeypatch.setattr(Distillation, "run", run_and_keep)
     steps = []
     model = train("train.epochs=2", "net.local_encoder=distilled", "distill.iterations=6",
                   "distill.batch_size=4", "distill.max_inputs=30", report=steps.append)
@@ -107,6 +113,48 @@ def test_equal_seeds_give_equal_bits_and_others_do_not():
     assert not torch.equal(first["branches.local.encoder.fc.weight"],
                            other["branches.local.encoder.fc.weight"])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Kept:
+    """Keeps every snapshot and stops the training after some."""
+
+    def __init__(self, last: Snapshot | None = None, most: int = 10**9) -> None:
+        self.latest, self.most = last, most
+        self.seen: list[tuple[str, str, int]] = []
+
+    def last(self):
+        return self.latest
+
+    def offer(self, take):
+        self.latest = take()
+        self.seen.append((self.latest.branch, self.latest.phase, self.latest.done))
+        if len(self.seen) == self.most:
+            raise Interrupted
+
+
+def test_taken_up_from_any_checkpoint_a_training_ends_in_the_same_bits():
+    settings = ["train.epochs=2", "net.global_encoder=distilled", "net.local_encoder=distilled",
+                "distill.iterations=3", "distill.batch_size=4", "distill.max_inputs=30"]
+    everything, undisturbed_steps = Kept(), []
+    undisturbed = train(*settings, report=undisturbed_steps.append, checkpoints=everything)
+    assert everything.seen == [(branch, phase, done) for branch in ("global", "local")
+                               for phase, most in (("distil", 3), ("em", 2))
+                               for done in range(1, most + 1)]
+    for most in range(1, len(everything.seen) + 1):
+        first, steps = Kept(most=most), []
+        with pytest.raises(Interrupted):
+            train(*settings, report=steps.append, checkpoints=first)
+        torch.rand(7)  # another process has drawn other random numbers
+        second = Kept(first.latest)
+        model = train(*settings, report=steps.append, checkpoints=second)
+        assert first.seen + second.seen == everything.seen
+        assert steps == undisturbed_steps, first.seen[-1]
+        for name, value in undisturbed.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name]), (first.seen[-1], name)
 
 
 def test_divergence_names_epoch_step_and_term():
