@@ -265,6 +265,21 @@ def promote(models_uri: str, category: str, version: str) -> int:
     return sequence
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A version put in use."""
+
+    sequence: int
+    version: str
+
+
+def history(models_uri: str, category: str) -> list[Record]:
+    """The versions put in use, oldest first."""
+    return [Record(sequence=n, version=json.loads(_read(storage.join(
+        models_uri, category, PRODUCTION, f"{n:08d}.json")))["version"])
+        for n in _sequence(models_uri, category)]
+
+
 def _sequence(models_uri: str, category: str) -> list[int]:
     entries = storage.list_objects(storage.join(models_uri, category, PRODUCTION))
     stems = (entry.key.removesuffix(".json") for entry in entries)

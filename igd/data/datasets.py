@@ -47,11 +47,13 @@ class ImageRef:
     Attributes:
         key: path relative to the category's folder, with `/`.
         problem: why it is not to be opened (a FIFO would hang), a code of `Reason`, or None.
+        version: etag, or size and mtime in ns; changes when the content does.
     """
 
     uri: str
     key: str
     problem: str | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,7 @@ def _may_be_normal(parts: tuple[str, ...]) -> bool:
 
 
 def _ref(entry: Entry) -> ImageRef:
-    return ImageRef(entry.uri, entry.key, entry.problem)
+    return ImageRef(entry.uri, entry.key, entry.problem, entry.version)
 
 
 def _test_image(ref: ImageRef, defect: str,

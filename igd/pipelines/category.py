@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from igd import registry, storage
-from igd.config import Config
-from igd.data.datasets import Loaded, load_normals, normal_images
+from igd.config import Config, config_to_dict
+from igd.data.datasets import ImageRef, Loaded, load_normals, normal_images
 from igd.data.twins import draw_groups
 from igd.model.igd import IGD
 from igd.pipelines import tensorboard
+from igd.pipelines.checkpoints import EVERY_S, StoredCheckpoints, clear, training_folder
+from igd.pipelines.fingerprint import (
+    Fingerprint,
+    changes,
+    code_fingerprint,
+    finished_version,
+    listing_of,
+)
+from igd.pipelines.progress import Event, Meter, Report, silent
 from igd.records import CALIBRATION
 from igd.score.conformal import Calibrator
 from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
@@ -31,8 +40,6 @@ from igd.train.calibrate import (
 from igd.train.loop import Progress, findings, train_nets
 from igd.train.strip import strip
 
-Report = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryTask:
@@ -42,6 +49,8 @@ class CategoryTask:
         data: folder of category folders.
         models: where bundles go.
         preset_reason: who chose the preset.
+        retrain: also where a version of equal data, config and code is there.
+        checkpoint_s: seconds between two checkpoints of the nets, at least.
     """
 
     data: str
@@ -49,6 +58,8 @@ class CategoryTask:
     models: str
     config: Config
     preset_reason: str = "asked for"
+    retrain: bool = False
+    checkpoint_s: float = EVERY_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +67,26 @@ class Outcome:
     """What became of a category.
 
     Attributes:
-        version: of the new bundle, in production; None where training failed.
-        error, exit_code: one line and a code of the command line, where it failed.
+        version: of the new bundle, or of the finished one that was found; None where training
+            failed.
+        skipped: (key, reason) of each file that could not be used.
+        already: whether the version was there before.
+        why: what was put in production, and why.
+        images, near_duplicate_groups: normals read, and groups of near-duplicates among them.
         unseen: mean share of an image's pixels that the centre crop leaves out.
+        seconds: that training took; of a finished version, the looking alone.
         tensorboard: URI of the folder of loss curves and reconstructions; None for `fast`.
+        error, exit_code: one line and a code of the command line, where it failed.
+        attempts: that it took.
     """
 
     category: str
     preset: str
     version: str | None = None
+    already: bool = False
+    why: str = ""
     images: int = 0
+    near_duplicate_groups: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
     unseen: float = 0.0
     seconds: float = 0.0
@@ -73,44 +94,55 @@ class Outcome:
     tensorboard: str | None = None
     error: str | None = None
     exit_code: int = 0
+    attempts: int = 1
 
 
-def train_category(task: CategoryTask, report: Report = lambda line: None) -> Outcome:
-    """Trains, calibrates and promotes a category.
+def train_category(task: CategoryTask, report: Report = silent) -> Outcome:
+    """Trains, calibrates and promotes a category; goes on where it was interrupted.
+
+    What is finished, a version of equal data, config and code, is not trained again.
 
     Args:
-        report: told in a few words how far it is.
+        report: told how far it is.
 
     Raises:
         DataError: too few readable normals, or too few of them held out.
         DivergedError: training met a NaN or a collapsed Gaussian.
     """
     began = time.monotonic()
-    loaded = load_normals(
-        normal_images(task.data, task.category), task.config,
-        progress=lambda done, total: report(f"reading {done}/{total}") if done % 50 == 0 else None)
-    image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
+    report(Event(task.category, "looking"))
+    refs = normal_images(task.data, task.category)
+    found = None if task.retrain else finished_version(
+        task.models, task.category, task.config, listing=listing_of(refs))
+    if found is not None:
+        return _already(task, found, began)
+    loaded = _load(task, refs, report)
+    fingerprint = Fingerprint(
+        data=loaded.fingerprint, listing=listing_of(refs), images=len(loaded.keys),
+        config=config_to_dict(task.config), code=code_fingerprint())
+    found = None if task.retrain else finished_version(
+        task.models, task.category, task.config, data=loaded.fingerprint)
+    if found is not None:
+        return _already(task, found, began)
+    for line in changes(task.models, task.category, fingerprint):
+        report(Event(task.category, "new training", text=line))
     group_N = normal_groups(loaded, task.config)
-    if task.config.preset == "fast":
-        report("fitting")
-        with pinned_threads(THREADS):
-            trained = _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher(),
-                                          group_N))
-    else:
-        trained = _train_nets(image_NCHW, group_N, task.config, report)
-    report("saving")
+    trained = _train(task, loaded, group_N, fingerprint, report)
+    report(Event(task.category, "saving"))
     smallest = Calibrator(trained.calibration.score_M.numpy()).smallest_alpha
     version = registry.save_bundle(
         task.models, task.category, trained.model, task.config,
         _rows(trained.calibration, loaded),
-        _provenance(task, loaded, group_N, smallest, trained, time.monotonic() - began),
+        _provenance(task, loaded, group_N, fingerprint, trained, time.monotonic() - began),
         trained.files)
     registry.promote(task.models, task.category, version)
-    shown = storage.join(task.models, task.category, version, tensorboard.FOLDER)
-    return Outcome(category=task.category, preset=task.config.preset, version=version,
-                   images=len(loaded.keys), skipped=loaded.skipped, unseen=loaded.unseen,
-                   seconds=time.monotonic() - began, smallest_alpha=smallest,
-                   tensorboard=shown if trained.files else None)
+    clear(task.models, task.category)
+    return Outcome(
+        category=task.category, preset=task.config.preset, version=version,
+        images=len(loaded.keys), near_duplicate_groups=int(group_N.max()) + 1,
+        skipped=loaded.skipped, unseen=loaded.unseen, seconds=time.monotonic() - began,
+        smallest_alpha=smallest, why="in production",
+        tensorboard=_shown(task, version) if trained.files else None)
 
 
 def normal_groups(loaded: Loaded, config: Config) -> Tensor:
@@ -118,6 +150,31 @@ def normal_groups(loaded: Loaded, config: Config) -> Tensor:
     return torch.from_numpy(draw_groups(
         loaded.images_NHWC, loaded.sha256, seed=config.seed,
         min_correlation=config.calibration.twin_correlation))
+
+
+def _already(task: CategoryTask, version: str, began: float) -> Outcome:
+    """A finished version; it is promoted if its training was killed before it could be."""
+    why = "as it was"
+    if version not in {record.version for record in registry.history(task.models, task.category)}:
+        registry.promote(task.models, task.category, version)
+        why = "in production"
+    clear(task.models, task.category)
+    training = registry.describe(task.models, task.category, version)["training"]
+    return Outcome(
+        category=task.category, preset=task.config.preset, version=version, already=True, why=why,
+        images=training["images"], smallest_alpha=training["smallest_alpha"],
+        seconds=time.monotonic() - began,
+        tensorboard=None if task.config.preset == "fast" else _shown(task, version))
+
+
+def _shown(task: CategoryTask, version: str) -> str:
+    return storage.join(task.models, task.category, version, tensorboard.FOLDER)
+
+
+def _load(task: CategoryTask, refs: Sequence[ImageRef], report: Report) -> Loaded:
+    meter = Meter(task.category, report, "reading", images_per_step=1)
+    return load_normals(refs, task.config, progress=lambda done, total: (
+        meter(done, total) if done % 50 == 0 or done == total else None))
 
 
 @dataclass(frozen=True)
@@ -137,30 +194,50 @@ class _Trained:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def _train_nets(image_NCHW: Tensor, group_N: Tensor, config: Config,
-                report: Report) -> _Trained:
+def _train(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint: Fingerprint,
+           report: Report) -> _Trained:
+    image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
+    if task.config.preset == "fast":
+        report(Event(task.category, "fitting"))
+        with pinned_threads(THREADS):
+            return _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher(), group_N))
+    return _train_nets(task, image_NCHW, group_N, fingerprint, report)
+
+
+def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
+                fingerprint: Fingerprint, report: Report) -> _Trained:
     """Trains on the device at hand; scores the held-out normals as they will be scored."""
+    config = task.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train_N, held = split_normals(group_N, config)
     scale_K, held_M = split_held_out(held, group_N, config)
     teacher = registry.training_teacher(config.net, device)
     timed: list[tuple[float, Progress]] = []
+    meters: dict[tuple[str, str], Meter] = {}
 
     def step_done(progress: Progress) -> None:
         timed.append((time.time(), progress))
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
-        unit = {"distil": "iteration", "em": "epoch"}[progress.phase]
-        report(f"{progress.branch} {unit} {progress.done}/{progress.steps}: {terms}")
+        at = (progress.branch, progress.phase)
+        if at not in meters:
+            meters[at] = Meter(
+                task.category, report, f"{progress.branch} {progress.phase}",
+                images_per_step=(config.distill.batch_size if progress.phase == "distil"
+                                 else len(train_N)))
+        meters[at](progress.done, progress.steps, progress.metrics)
 
+    checkpoints = StoredCheckpoints(
+        storage.join(training_folder(task.models, task.category), fingerprint.key,
+                     "checkpoint.safetensors"), timed, every_s=task.checkpoint_s,
+        say=lambda text: report(Event(task.category, "taking up", text=text)))
     trained = train_nets(image_NCHW[train_N].to(device), config, teacher=teacher,
-                         report=step_done)
+                         report=step_done, checkpoints=checkpoints)
     model = registry.build_model(config)
     assert isinstance(model, IGD)
     model.load_state_dict(trained.cpu().state_dict())
     model.eval()
     for line in findings([progress for _, progress in timed]):
-        report(line)
-    report("calibrating")
+        report(Event(task.category, "finding", text=line))
+    report(Event(task.category, "calibrating"))
     with pinned_threads(THREADS):
         if len(scale_K):
             set_scale(model, image_NCHW[scale_K])
@@ -182,17 +259,18 @@ def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
                     schema=CALIBRATION)
 
 
-def _provenance(task: CategoryTask, loaded: Loaded, group_N: Tensor, smallest_alpha: float,
+def _provenance(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint: Fingerprint,
                 trained: _Trained, seconds: float) -> dict[str, Any]:
     fast = task.config.preset == "fast"
     return {
         "data": task.data, "images": len(loaded.keys),
-        "skipped": [list(entry) for entry in loaded.skipped],
         "near_duplicate_groups": int(group_N.max()) + 1,
-        "data_fingerprint": loaded.fingerprint, "unseen_share": loaded.unseen,
+        "skipped": [list(entry) for entry in loaded.skipped],
+        "fingerprint": fingerprint.document(), "unseen_share": loaded.unseen,
         "preset_reason": task.preset_reason, "seconds": round(seconds, 2),
         "calibration": "cross-conformal" if fast else "split-conformal",
-        "smallest_alpha": smallest_alpha, "score_fingerprint": score_fingerprint(task.config),
+        "smallest_alpha": Calibrator(trained.calibration.score_M.numpy()).smallest_alpha,
+        "score_fingerprint": score_fingerprint(task.config),
         "scale_images": [loaded.keys[i] for i in trained.scale],
         "torch_threads": torch.get_num_threads(), "findings": findings(trained.curve),
         "curve": [vars(step) for step in trained.curve],

@@ -1,140 +1,287 @@
-"""Categories in parallel on Ray: `fast` as plain tasks, the nets under Ray Train.
+"""Categories in parallel on Ray: a bounded queue of plain tasks and of Ray Train's trainers.
 
-A trainer takes half a minute to start, a task on a warm worker less than a second; the closed
-form of `fast` needs no trainer.
+A trainer takes half a minute to start, a task on a warm worker less than a second. So the closed
+form of `fast`, and nets that see few images, run as tasks; nets that see many, or that several
+workers train, get a TorchTrainer (`needs_trainer` has the rule). Both take up the same checkpoints.
 """
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from igd import storage
 from igd.config import config_from_dict, config_to_dict
-from igd.errors import IgdError
+from igd.data.datasets import normal_images
+from igd.errors import ConfigError, DataError, IgdError, StorageError
 from igd.pipelines.category import CategoryTask, Outcome, train_category
+from igd.pipelines.checkpoints import training_folder
 from igd.pipelines.cluster import EXTRA_CPUS, Resources, own_error
+from igd.pipelines.progress import Event, Report, silent
 
 POLL_S = 0.5
-TRAINER_STATE = "_training"
-"""Folder beside the bundles that Ray Train keeps its state in."""
+TRAINER_IMAGES = 20_000
+"""Images, times epochs, from which nets get a trainer: its start is then a few percent."""
+PAUSE_S = 1.0
+"""Before a second attempt; doubled with every further one."""
 
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 """glibc gives freed memory back to the kernel at once and takes it again page by page; kept, a
 training of the nets has less than a third of the page faults."""
 
-Line = Callable[[str, str], None]
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """How categories share a cluster.
+
+    Attributes:
+        gpus_per_model: GPUs that each worker of a category's nets gets, 0.25 packs four on one;
+            0 trains on CPUs. None: a whole GPU where the cluster has any.
+        cpus_per_model: the same for CPUs, which also is the number of torch's threads. None: with
+            a GPU one, else the CPUs divided evenly, eight at most.
+        workers_per_model: that share the batches of one category.
+        at_once: categories at the same time, at most; None: as many as the cluster holds.
+        retries: further attempts at a category after a crash, from its last checkpoint.
+        trainer: which nets get a TorchTrainer; `auto` goes by `TRAINER_IMAGES`.
+    """
+
+    gpus_per_model: float | None = None
+    cpus_per_model: int | None = None
+    workers_per_model: int = 1
+    at_once: int | None = None
+    retries: int = 2
+    trainer: Literal["auto", "always", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        gpus = self.gpus_per_model
+        if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus)):
+            raise ConfigError(f"--gpus-per-model {gpus}: expected a share up to 1, or a whole "
+                              "number")
+        for name in ("cpus_per_model", "workers_per_model", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+        if self.retries < 0:
+            raise ConfigError(f"--retries {self.retries}: expected at least 0")
+        if self.trainer not in ("auto", "always", "never"):
+            raise ConfigError(f"--trainer {self.trainer!r}: expected auto, always or never")
+        if self.trainer == "never" and self.workers_per_model > 1:
+            raise ConfigError("--trainer never: several workers per model need a trainer; expected "
+                              "auto or always")
 
 
-def train_all(tasks: Sequence[CategoryTask], resources: Resources, *,
-              line: Line = lambda category, text: None,
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What one category of nets takes of the cluster: `workers` times so many CPUs and GPUs."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+def train_all(tasks: Sequence[CategoryTask], resources: Resources, *, queue: Queue | None = None,
+              report: Report = silent,
               finished: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
-    """Trains every category, as many at a time as the cluster holds; one that fails fails alone.
+    """Trains every category, the largest first; one that fails fails alone.
 
     Args:
+        tasks: all of one preset.
         resources: of the cluster that is connected.
-        line: told a category and how far it is.
+        report: told what each category does.
         finished: told of each outcome as it comes.
+
+    Raises:
+        ConfigError: the cluster has not what one model needs.
     """
+    queue = queue or Queue()
+    place = place_of(tasks, queue, resources)
+    most = at_once(tasks, queue, place, resources)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    waiting = list(tasks)
-    running: dict[Any, CategoryTask] = {}
+    waiting = [_Attempt(task, size) for task, size in largest_first(tasks)]
+    running: dict[Any, _Attempt] = {}
     outcomes: list[Outcome] = []
+    for attempt in waiting:
+        report(Event(attempt.task.category, "queued", text=f"{attempt.size} images"))
     while waiting or running:
-        while waiting and len(running) < _at_once(waiting[0], resources):
-            task = waiting.pop(0)
-            running[_start(task, resources, board)] = task
-        done, _ = ray.wait(list(running), timeout=POLL_S)
-        for category, text in ray.get(board.drain.remote()):
-            line(category, text)
+        ready = [attempt for attempt in waiting if attempt.not_before <= time.monotonic()]
+        for attempt in ready[:most - len(running)]:
+            waiting.remove(attempt)
+            running[_start(attempt, queue, place, board)] = attempt
+        if not running:  # all that is left waits for its next attempt
+            time.sleep(POLL_S)
+        done = ray.wait(list(running), timeout=POLL_S)[0] if running else []
+        for event in ray.get(board.drain.remote()):
+            report(event)
         for reference in done:
-            outcomes.append(_outcome(reference, running.pop(reference)))
-            finished(outcomes[-1])
+            attempt = running.pop(reference)
+            outcome, again = _outcome(reference, attempt, queue)
+            if again:
+                report(Event(attempt.task.category, "retrying", text=f"{outcome.error}; attempt "
+                             f"{attempt.number + 1} of {queue.retries + 1}"))
+                waiting.append(attempt.next())
+                continue
+            outcomes.append(outcome)
+            report(Event(outcome.category, "failed" if outcome.error else "done",
+                         text=outcome.error or f"version {outcome.version}"))
+            finished(outcome)
     return outcomes
 
 
+def largest_first(tasks: Sequence[CategoryTask]) -> list[tuple[CategoryTask, int]]:
+    """Categories with the number of their images; what cannot be listed fails when it runs."""
+    sized = []
+    for task in tasks:
+        try:
+            size = len(normal_images(task.data, task.category))
+        except (DataError, StorageError):
+            size = 0
+        sized.append((task, size))
+    return sorted(sized, key=lambda pair: -pair[1])
+
+
+def place_of(tasks: Sequence[CategoryTask], queue: Queue, resources: Resources) -> Place:
+    """What a category of these takes.
+
+    Raises:
+        ConfigError: more than the cluster has.
+    """
+    if not tasks or tasks[0].config.preset == "fast":
+        return Place(workers=1, cpus=1, gpus=0)
+    gpus = queue.gpus_per_model
+    if gpus is None:
+        gpus = 1 if resources.gpus else 0
+    usable = max(1, resources.cpus - EXTRA_CPUS)
+    share = usable // (min(len(tasks), queue.at_once or usable, usable) * queue.workers_per_model)
+    cpus = queue.cpus_per_model or (1 if gpus else max(1, min(8, share)))
+    place = Place(workers=queue.workers_per_model, cpus=cpus, gpus=gpus)
+    if place.workers * gpus > resources.gpus or place.workers * cpus > resources.cpus:
+        raise ConfigError(
+            f"a model takes {place.workers} x ({cpus} CPUs, {gpus:g} GPUs) and the cluster has "
+            f"{resources.cpus} CPUs, {resources.gpus} GPUs; lower --workers-per-model, "
+            "--gpus-per-model or --cpus-per-model")
+    return place
+
+
+def at_once(tasks: Sequence[CategoryTask], queue: Queue, place: Place,
+            resources: Resources) -> int:
+    """How many categories run at the same time; one CPU stays free for Ray's own."""
+    fits = (math.floor(resources.gpus / (place.gpus * place.workers) + 1e-9) if place.gpus
+            else (max(1, resources.cpus - 1)) // (place.cpus * place.workers))
+    return max(1, min(fits, queue.at_once or fits))
+
+
+def needs_trainer(task: CategoryTask, size: int, queue: Queue) -> bool:
+    """Whether a category gets a TorchTrainer and not a plain task."""
+    if task.config.preset == "fast" or queue.trainer == "never":
+        return False
+    return (queue.trainer == "always" or queue.workers_per_model > 1
+            or size * task.config.train.epochs >= TRAINER_IMAGES)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    task: CategoryTask
+    size: int
+    number: int = 1
+    not_before: float = 0.0
+
+    def next(self) -> _Attempt:
+        return replace(self, number=self.number + 1,
+                       not_before=time.monotonic() + PAUSE_S * 2 ** (self.number - 1))
+
+
 class Board:
-    """Progress lines on their way from the workers to the driver."""
+    """Events on their way from the workers to the driver."""
 
     def __init__(self) -> None:
-        self._lines: list[tuple[str, str]] = []
+        self._events: list[Event] = []
 
-    def post(self, category: str, text: str) -> None:
-        self._lines.append((category, text))
+    def post(self, event: Event) -> None:
+        self._events.append(event)
 
-    def drain(self) -> list[tuple[str, str]]:
-        lines, self._lines = self._lines, []
-        return lines
-
-
-def _at_once(task: CategoryTask, resources: Resources) -> int:
-    if task.config.preset == "fast":
-        return max(1, resources.cpus - 1)
-    if resources.gpus:
-        return resources.gpus
-    return max(1, resources.cpus // (_worker_cpus(resources) + 1))
+    def drain(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
 
-def _worker_cpus(resources: Resources) -> int:
-    """CPUs of a trainer's worker where there is no GPU: a machine's cores, eight at most."""
-    return max(1, min(8, resources.cpus - EXTRA_CPUS))
+def _start(attempt: _Attempt, queue: Queue, place: Place, board: Any) -> Any:
+    task = attempt.task
+    if needs_trainer(task, attempt.size, queue):
+        return _trainer_task.remote(task, place, queue.retries, board)
+    return _train_task.options(
+        num_cpus=place.cpus, num_gpus=place.gpus).remote(task, place.cpus, board)
 
 
-def _start(task: CategoryTask, resources: Resources, board: Any) -> Any:
-    if task.config.preset == "fast":
-        return _train_task.remote(task, board)
-    return _trainer_task.remote(task, resources, board)
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _train_task(task: CategoryTask, board: Any) -> Outcome:
-    return train_category(task, lambda text: board.post.remote(task.category, text))
+@ray.remote(max_retries=0, runtime_env={"env_vars": KEEP_MEMORY})
+def _train_task(task: CategoryTask, threads: int, board: Any) -> Outcome:
+    torch.set_num_threads(threads)
+    return train_category(task, board.post.remote)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _trainer_task(task: CategoryTask, resources: Resources, board: Any) -> Outcome:
+def _trainer_task(task: CategoryTask, place: Place, retries: int, board: Any) -> Outcome:
     """Drives one TorchTrainer; its worker does the training and writes the bundle."""
-    path, filesystem = storage.train_location(storage.join(task.models, TRAINER_STATE))
-    cpus = 1 if resources.gpus else _worker_cpus(resources)
-    board.post.remote(task.category, "starting a trainer")
+    path, filesystem = storage.train_location(training_folder(task.models, task.category))
+    board.post.remote(Event(task.category, "starting", text="a trainer"))
     train_loop: Any = _train_loop  # its annotation allows no return value; Ray passes it on
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"task": {**vars(task), "config": config_to_dict(task.config)},
-                           "board": board, "threads": cpus},
-        scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(resources.gpus),
-                                     resources_per_worker={"CPU": cpus}),
-        # A name that was used before would silently resume that run.
+                           "board": board, "threads": place.cpus},
+        scaling_config=ScalingConfig(
+            num_workers=place.workers, use_gpu=place.gpus > 0, resources_per_worker={
+                "CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}),
+        # A name that was used before would silently resume that run; ours are resumed by
+        # fingerprint, wherever they ran.
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1's
-            name=f"{task.category}-{uuid.uuid4().hex[:8]}", storage_path=path,
-            storage_filesystem=filesystem, worker_runtime_env={"env_vars": KEEP_MEMORY}))
+            name=f"trainer-{uuid.uuid4().hex[:8]}", storage_path=path,
+            storage_filesystem=filesystem, failure_config=FailureConfig(max_failures=retries),
+            worker_runtime_env={"env_vars": KEEP_MEMORY}))
     result: Any = trainer.fit()
-    outcome: Outcome = result.return_value
-    return outcome
+    found: Outcome | IgdError = result.return_value
+    if isinstance(found, IgdError):
+        raise found
+    return found
 
 
-def _train_loop(config: dict[str, Any]) -> Outcome:
-    """What runs on the trainer's worker."""
+def _train_loop(config: dict[str, Any]) -> Outcome | IgdError:
+    """What runs on the trainer's worker. Ray Train would try again after any exception."""
     torch.set_num_threads(config["threads"])
     plain = config["task"]
     task = CategoryTask(**{**plain, "config": config_from_dict(plain["config"], where="task")})
-    return train_category(task, lambda text: config["board"].post.remote(task.category, text))
+    try:
+        return train_category(task, config["board"].post.remote)
+    except IgdError as error:
+        if isinstance(error, StorageError):
+            raise
+        return error
 
 
-def _outcome(reference: Any, task: CategoryTask) -> Outcome:
+def _outcome(reference: Any, attempt: _Attempt, queue: Queue) -> tuple[Outcome, bool]:
+    """What became of an attempt, and whether another one may end better.
+
+    The same data and seed would diverge, or be too little, again; a worker that died, memory
+    that ran out and a storage out of reach may have been bad luck.
+    """
+    task = attempt.task
     try:
         outcome: Outcome = ray.get(reference)
-        return outcome
+        return replace(outcome, attempts=attempt.number), False
     except (RayError, IgdError) as error:
         ours = own_error(error)
         text = str(ours or error).strip().splitlines() or [type(error).__name__]
+        again = attempt.number <= queue.retries and (ours is None
+                                                     or isinstance(ours, StorageError))
         return Outcome(category=task.category, preset=task.config.preset,
-                       error=text[0] if ours else text[-1],
-                       exit_code=ours.exit_code if ours else 1)
+                       error=text[0] if ours else text[-1], attempts=attempt.number,
+                       exit_code=ours.exit_code if ours else 1), again

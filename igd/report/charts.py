@@ -79,6 +79,25 @@ def roc_chart(model: Curve, beside: Sequence[Curve]) -> Markup:
         return _markup(figure)
 
 
+def loss_chart(curves: Sequence[Curve], unit: str) -> Markup:
+    """Loss terms over a training, each divided by its largest value, so that all are in sight.
+
+    Args:
+        curves: x in `unit`, in the colours of `SERIES`.
+        unit: `epoch` or `iteration`.
+    """
+    with _drawing():
+        figure = Figure(figsize=(3.6, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (x, y) in enumerate(curves):
+            axes.plot(x, y / max(float(np.abs(y).max()), 1e-30), linewidth=1.8,
+                      color=list(_SERIES)[number % SERIES],
+                      linestyle=(0, (4, 2)) if number % 2 else "-")
+        _style(axes)
+        axes.set(ylim=(-0.03, 1.05), xlabel=unit, ylabel="share of largest")
+        return _markup(figure)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dot:
     """A value with a line from `low` to `high` through it; `ours` is drawn strong."""

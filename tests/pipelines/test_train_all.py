@@ -10,6 +10,7 @@ import pytest
 from igd import registry
 from igd.config import preset_config
 from igd.pipelines.category import CategoryTask, train_category
+from igd.pipelines.progress import Event
 from igd.pipelines.train_all import train_all
 from igd.score.scorer import Scorer
 
@@ -35,15 +36,15 @@ def tasks(data: Path, models: Path, names, preset="fast", settings=FAST) -> list
 
 
 def test_a_category_that_fails_fails_alone(cluster, data, tmp_path) -> None:
-    lines: list[tuple[str, str]] = []
+    events: list[Event] = []
     outcomes = train_all(tasks(data, tmp_path / "models", ["weave", "few", "damaged"]), cluster,
-                         line=lambda category, text: lines.append((category, text)))
+                         report=events.append)
     said = {outcome.category: outcome for outcome in outcomes}
     assert said["weave"].version and said["weave"].error is None
     assert "3 of 3 training images" in said["few"].error
     assert "unreadable: train/good/000.png (truncated)" in said["damaged"].error
     assert registry.list_categories(str(tmp_path / "models")) == ["weave"]
-    assert ("weave", "fitting") in lines
+    assert ("weave", "fitting") in {(event.category, event.state) for event in events}
 
 
 def test_a_damaged_training_image_is_named_and_skipped(cluster, data, tmp_path) -> None:
