@@ -171,6 +171,9 @@ def train_all(
         "takes half a minute to start; auto: those that see 20,000 images or more (normals times "
         "epochs) and those of several workers. The others, and preset fast, are plain tasks on "
         "workers that are reused.")] = "auto",
+    checkpoint_every: Annotated[float, typer.Option(
+        min=0, metavar="SECONDS", help="Time between two checkpoints of a category's nets, at "
+        "least.")] = 30.0,
     retrain: Retrain = False,
     html: Annotated[str | None, typer.Option(
         "--html", metavar="FILE", help="Also write a page, also s3://: what became of each "
@@ -203,7 +206,8 @@ def train_all(
                   is not None else [])]
     names = _names(categories) or datasets.categories(data)
     outcomes = _train(names, data, models, preset, settings, seed, queue, ray_address,
-                      retrain=retrain, html=html, json_lines=json_lines)
+                      retrain=retrain, html=html, json_lines=json_lines,
+                      checkpoint_s=checkpoint_every)
     if any(outcome.error is not None for outcome in outcomes):
         raise typer.Exit(3)
 
@@ -592,7 +596,8 @@ def report(
 
 def _train(names: list[str], data: str, models: str, preset: str | None, settings: list[str],
            seed: int, queue: Queue, ray_address: str | None, *, retrain: bool = False,
-           html: str | None = None, json_lines: str | None = None) -> list[Outcome]:
+           html: str | None = None, json_lines: str | None = None,
+           checkpoint_s: float = 30.0) -> list[Outcome]:
     from igd import storage
     from igd.config import preset_config
     from igd.pipelines.category import CategoryTask
@@ -606,7 +611,8 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
         config = preset_config(chosen, settings, seed=seed)
         tasks = [CategoryTask(data=storage.canonical(data), category=name,
                               models=storage.canonical(models), config=config,
-                              preset_reason=reason, retrain=retrain) for name in names]
+                              preset_reason=reason, retrain=retrain, checkpoint_s=checkpoint_s)
+                 for name in names]
         print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} Ray CPUs, "
               f"{resources.gpus} GPUs", file=text, flush=True)
         outcomes = _run_tasks(tasks, resources, queue, text, events)
