@@ -1,13 +1,14 @@
 """What each attempt to make the trained nets earn their cost brings over preset `fast`.
 
-    python benchmarks/nets.py DATA [--seeds 2] [--max-train 209] [--variants small,converged]
+    python benchmarks/nets.py DATA [--seeds 2] [--max-train 209] [--variants small,all] [--go-on]
 
 DATA is a folder with `mvtec_ad/` and `magnetic_tile/`; bottle, and the tiles split by clusters of
 near-twins. Every variant of preset `small` is trained on the same normals (of the tiles a random
 `--max-train`), a fifth held out, near-duplicates on one side, and judged on the test images in
 profile `paper`, in profile `standardised` (the scale from all held-out normals), by each term
 alone, and by the sum of the latter and `fast`, which is fitted on the same normals. In process,
-one thread. Results are written after every training to benchmarks/results/nets.json.
+one thread. Results are written after every training to benchmarks/results/nets.json; with
+`--go-on` an interrupted benchmark does what is missing.
 
 Variants are named before any test image is scored, and none is chosen by these figures.
 """
@@ -42,10 +43,10 @@ from igd.train.loop import Progress, train_nets
 RESULT = Path(__file__).parent / "results" / "nets.json"
 VARIANTS = {
     "small": (),
-    "converged": ("distill.iterations=10000",),
     "off_bound": ("train.kappa=8",),  # sigma^2 = 8 times the mean distance, not half of it
     "dense_local": ("net.local_encoder=teacher",),  # the teacher's dense features, and a decoder
     "all": ("net.local_encoder=teacher", "train.kappa=8"),
+    "converged": ("distill.iterations=10000",),  # takes as long as all others together
 }
 Figures = dict[str, Any]
 
@@ -57,27 +58,38 @@ def main() -> None:
     parser.add_argument("--max-train", type=int, default=209)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--categories", default="bottle,tile")
+    parser.add_argument("--go-on", action="store_true", help="keep the runs that the results have")
     options = parser.parse_args()
-    document: Figures = {"commit": commit(), "machine": machine(),
-                         "max_train": options.max_train, "runs": []}
+    document: Figures = {"machine": machine(), "max_train": options.max_train, "runs": []}
+    if options.go_on and RESULT.exists():
+        document["runs"] = json.loads(RESULT.read_text())["runs"]
+    names = options.categories.split(",")
     with tempfile.TemporaryDirectory() as work, pinned_threads(1):
-        if "tile" in options.categories.split(","):
+        if "tile" in names:
             arrange(str(options.data / "magnetic_tile"), work)
         places = {"bottle": str(options.data / "mvtec_ad"), "tile": work}
-        sets = {name: load(places[name], name, options.max_train)
-                for name in options.categories.split(",")}
-        for seed in range(options.seeds):
-            for category, (normals, tests) in sets.items():
-                fast = fit_fast(normals, tests, seed)
-                document["runs"].append({"category": category, "seed": seed, "variant": "fast",
-                                         **judged(tests, fast)})
-                for variant in options.variants.split(","):
-                    config = preset_config("small", VARIANTS[variant], seed=seed)
-                    document["runs"].append({
-                        "category": category, "seed": seed, "variant": variant,
-                        "settings": VARIANTS[variant], **attempt(config, normals, tests, fast)})
-                    RESULT.write_text(json.dumps(document, indent=1) + "\n")
-                    print(category, seed, variant, headline(document["runs"][-1]), flush=True)
+        sets = {name: load(places[name], name, options.max_train) for name in names}
+        for variant in ["fast", *options.variants.split(",")]:
+            for seed in range(options.seeds):
+                for name, (normals, tests) in sets.items():
+                    add(document, variant, name, seed, normals, tests)
+
+
+def add(document: Figures, variant: str, category: str, seed: int, normals: Loaded,
+        tests: TestSet) -> None:
+    """One run more, unless it is there."""
+    about = {"category": category, "seed": seed, "variant": variant}
+    if any(about.items() <= run.items() for run in document["runs"]):
+        return
+    fast = fit_fast(normals, tests, seed)
+    if variant == "fast":
+        run = {**about, **judged(tests, fast)}
+    else:
+        config = preset_config("small", VARIANTS[variant], seed=seed)
+        run = {**about, "settings": VARIANTS[variant], **attempt(config, normals, tests, fast)}
+        print(category, seed, variant, headline(run), flush=True)
+    document["runs"].append({**run, "commit": commit()})
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def load(data: str, category: str, most: int) -> tuple[Loaded, TestSet]:

@@ -199,9 +199,9 @@ def nets() -> str:
             *([] if mixes else ["", ""]),
             *(each([run[metric][0] for run in runs]) for metric in ("pixel_auroc", "au_pro")),
             between([run["seconds"] for run in runs]) if mixes else ""]))
+    measured = where(*({**run, "machine": document["machine"]} for run in document["runs"]))
     return "\n".join([*lines, "", f"`python benchmarks/nets.py DATA` (what each variant changes "
-                      f"stands there), {document['max_train']} normals each, {where(document)}.",
-                      ""])
+                      f"stands there), {document['max_train']} normals each, {measured}.", ""])
 
 
 def spine() -> str:
