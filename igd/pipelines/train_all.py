@@ -64,7 +64,7 @@ class Queue:
 
     def __post_init__(self) -> None:
         gpus = self.gpus_per_model
-        if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus)):
+        if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
             raise ConfigError(f"--gpus-per-model {gpus}: expected a share up to 1, or a whole "
                               "number")
         for name in ("cpus_per_model", "workers_per_model", "at_once"):

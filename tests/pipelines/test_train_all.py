@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+import ray
+from PIL import Image
 
-from igd import registry
+from igd import registry, storage
 from igd.config import preset_config
+from igd.data.synthetic import generate
+from igd.errors import ConfigError, DataError, DivergedError, StorageError
+from igd.pipelines import train_all as module
 from igd.pipelines.category import CategoryTask, train_category
+from igd.pipelines.checkpoints import training_folder
+from igd.pipelines.cluster import Resources
 from igd.pipelines.progress import Event
-from igd.pipelines.train_all import train_all
-from igd.score.scorer import Scorer
+from igd.pipelines.train_all import (
+    TRAINER_IMAGES,
+    Queue,
+    at_once,
+    largest_first,
+    needs_trainer,
+    place_of,
+    train_all,
+)
+from igd.score.evaluate import evaluate_category
+from igd.score.scorer import Scorer, pinned_threads
 
 FAST = ["image.size=64", "calibration.folds=3"]
 
@@ -64,17 +83,193 @@ def test_on_the_cluster_and_in_process_the_model_is_the_same(cluster, data, tmp_
         assert tensor.equal(there.bundle.model.state_dict()[name]), name
 
 
-@pytest.mark.timeout(300)
-def test_the_nets_are_trained_by_ray_train(cluster, tiny_data, tmp_path) -> None:
-    from igd.data.synthetic import generate
+def test_the_largest_categories_come_first_and_what_cannot_be_listed_last(data, tmp_path) -> None:
+    found = largest_first(tasks(data, tmp_path, ["few", "absent", "weave"]))
+    assert [(task.category, size) for task, size in found] == [
+        ("weave", 24), ("few", 3), ("absent", 0)]
 
-    generate(str(tmp_path / "data"), categories=["weave"], train=12, test=1, defective=1)
-    settings = ["train.epochs=2", "net.width=2", "train.batch_size=4", "train.patches_per_image=4",
-                "distill.iterations=20", "distill.max_inputs=64"]
-    outcome, = train_all(tasks(tmp_path / "data", tmp_path / "models", ["weave"], "small",
-                               settings), cluster)
+
+NETS = ["net.width=2", "train.epochs=10"]
+CPUS, GPUS = Resources(cpus=10, gpus=0), Resources(cpus=32, gpus=4)
+
+
+@pytest.mark.parametrize(("count", "queue", "resources", "place", "together"), [
+    (3, Queue(), CPUS, (1, 2, 0), 4),          # eight usable CPUs among three
+    (40, Queue(), CPUS, (1, 1, 0), 9),
+    (1, Queue(), CPUS, (1, 8, 0), 1),
+    (40, Queue(at_once=2), CPUS, (1, 4, 0), 2),
+    (40, Queue(cpus_per_model=3), CPUS, (1, 3, 0), 3),
+    (4, Queue(workers_per_model=2), CPUS, (2, 1, 0), 4),
+    (40, Queue(), GPUS, (1, 1, 1), 4),
+    (40, Queue(gpus_per_model=0.25), GPUS, (1, 1, 0.25), 16),
+    (40, Queue(gpus_per_model=0.25, at_once=6), GPUS, (1, 1, 0.25), 6),
+    (40, Queue(workers_per_model=2), GPUS, (2, 1, 1), 2),
+    (40, Queue(gpus_per_model=0), GPUS, (1, 1, 0), 31)])
+def test_models_share_what_the_cluster_has(count, queue, resources, place, together) -> None:
+    some = tasks(Path(), Path(), map(str, range(count)), "small", NETS)
+    found = place_of(some, queue, resources)
+    assert (found.workers, found.cpus, found.gpus) == place
+    assert at_once(some, queue, found, resources) == together
+
+
+def test_fast_takes_a_cpu_whatever_the_nets_would_take() -> None:
+    some = tasks(Path(), Path(), ["a", "b"])
+    assert vars(place_of(some, Queue(gpus_per_model=1, workers_per_model=9), CPUS)) == {
+        "workers": 1, "cpus": 1, "gpus": 0}
+
+
+@pytest.mark.parametrize("queue", [
+    Queue(gpus_per_model=0.5), Queue(workers_per_model=11), Queue(cpus_per_model=11)])
+def test_more_than_the_cluster_has_is_refused_at_once(queue) -> None:
+    with pytest.raises(ConfigError, match=r"a model takes .* the cluster has 10 CPUs, 0 GPUs"):
+        place_of(tasks(Path(), Path(), ["a"], "small", NETS), queue, CPUS)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"gpus_per_model": 1.5}, "--gpus-per-model 1.5"), ({"gpus_per_model": -1}, "-1"),
+    ({"workers_per_model": 0}, "--workers-per-model 0"), ({"at_once": 0}, "--at-once 0"),
+    ({"retries": -1}, "--retries -1"), ({"trainer": "maybe"}, "--trainer 'maybe'"),
+    ({"trainer": "never", "workers_per_model": 2}, "need a trainer")])
+def test_settings_of_the_queue_that_make_no_sense_are_named(wrong, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Queue(**wrong)
+
+
+def test_a_trainer_is_for_nets_that_see_many_images_or_have_several_workers() -> None:
+    nets, = tasks(Path(), Path(), ["a"], "small", NETS)
+    fast, = tasks(Path(), Path(), ["a"])
+    enough = TRAINER_IMAGES // 10  # ten epochs
+    assert needs_trainer(nets, enough, Queue()) and not needs_trainer(nets, enough - 1, Queue())
+    assert needs_trainer(nets, 1, Queue(workers_per_model=2))
+    assert needs_trainer(nets, 1, Queue(trainer="always"))
+    assert not needs_trainer(nets, enough, Queue(trainer="never"))
+    assert not needs_trainer(fast, 10**9, Queue(trainer="always"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("nets")
+    generate(str(root), categories=["weave"], train=12, test=1, defective=1)
+    return root
+
+
+TINY_NETS = ["train.epochs=3", "net.width=2", "train.batch_size=4", "train.patches_per_image=4",
+             "distill.iterations=20", "distill.max_inputs=64"]
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_dies_costs_an_attempt_and_no_bit(cluster, pictures, tmp_path) -> None:
+    def some(place: str) -> list[CategoryTask]:
+        return [dataclasses.replace(task, checkpoint_s=0) for task in tasks(
+            pictures, tmp_path / place, ["weave"], "small", TINY_NETS)]
+
+    events: list[Event] = []
+
+    def kill_once(event: Event) -> None:
+        events.append(event)
+        if event.state == "global em" and not any(e.state == "retrying" for e in events):
+            for process in psutil.Process().children(recursive=True):
+                if "ray::_train_task" in process.name() or "_train_task" in "".join(
+                        process.cmdline()):
+                    process.kill()
+
+    outcome, = train_all(some("killed"), cluster, queue=Queue(cpus_per_model=1), report=kill_once)
+    assert outcome.error is None and outcome.attempts == 2
+    said = [event.text for event in events if event.text]
+    assert any("attempt 2 of 3" in text for text in said)
+    assert any(text.startswith("going on after") for text in said)
+    assert len(registry.list_versions(str(tmp_path / "killed"), "weave")) == 1
+    with pinned_threads(1):
+        train_category(*some("undisturbed"))
+    one, other = (registry.load_bundle(str(tmp_path / place), "weave").model.state_dict()
+                  for place in ("undisturbed", "killed"))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+@ray.remote(max_retries=0)
+def fails(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(("error", "again"), [
+    (StorageError("bucket out of reach"), True), (RuntimeError("CUDA out of memory"), True),
+    (DivergedError("local_gsvdd is nan in epoch 3, step 1"), False),
+    (DataError("3 images"), False)])
+def test_what_may_have_been_bad_luck_is_tried_again(cluster, error, again) -> None:
+    task, = tasks(Path(), Path(), ["a"])
+    for number, expected in ((1, again), (2, again), (3, False)):
+        outcome, retry = module._outcome(fails.remote(error), module._Attempt(task, 5, number),
+                                         Queue(retries=2))
+        assert retry == expected
+        assert str(error) in outcome.error and outcome.attempts == number
+
+
+@pytest.mark.timeout(300)
+def test_the_nets_are_trained_by_ray_train(cluster, pictures, tmp_path) -> None:
+    outcome, = train_all(tasks(pictures, tmp_path / "models", ["weave"], "small", TINY_NETS),
+                         cluster, queue=Queue(trainer="always", cpus_per_model=1))
     assert outcome.error is None
     bundle = registry.load_bundle(str(tmp_path / "models"), "weave")
     assert bundle.training["calibration"] == "split-conformal"
     assert bundle.calibration.num_rows == 2  # a fifth of twelve
     assert bundle.preset == "small"
+    left = training_folder(str(tmp_path / "models"), "weave")
+    assert not list(storage.list_objects(left))
+
+
+@pytest.mark.timeout(300)
+def test_what_ray_train_cannot_train_fails_with_the_reason_and_at_once(cluster, pictures,
+                                                                       tmp_path) -> None:
+    outcome, = train_all(tasks(pictures, tmp_path / "models", ["weave"], "small",
+                               [*TINY_NETS, "train.lr=1e30"]),
+                         cluster, queue=Queue(trainer="always", cpus_per_model=1))
+    assert " is nan in epoch 0, step 1" in outcome.error or " is inf in" in outcome.error
+    assert outcome.attempts == 1 and registry.list_categories(str(tmp_path / "models")) == []
+
+
+@pytest.mark.timeout(300)
+def test_models_on_s3_are_those_of_a_local_run(cluster, tiny_data, tmp_path, bucket) -> None:
+    for name in ("weave", "washer"):
+        shutil.copytree(tiny_data / name, tmp_path / "data" / name)
+    shutil.copytree(tiny_data / "weave", tmp_path / "data" / "copy")
+    names = ["copy", "washer", "weave"]
+    running: set[str] = set()
+    most = 0
+
+    def watch(event: Event) -> None:
+        nonlocal most
+        (running.discard if event.state in ("done", "failed") else running.add)(event.category)
+        if event.state == "queued":
+            running.discard(event.category)
+        most = max(most, len(running))
+
+    outcomes = train_all(tasks(tmp_path / "data", bucket, names), cluster, queue=Queue(at_once=2),
+                         report=watch)
+    assert [outcome.error for outcome in outcomes] == [None] * 3 and most == 2
+    train_all(tasks(tmp_path / "data", tmp_path / "models", names), cluster)
+
+    def evaluated(models: str, name: str) -> dict[str, object]:
+        found = evaluate_category(str(tmp_path / "data"), name,
+                                  Scorer.load(f"{models}/{name}"), resamples=20).document()
+        return {key: value for key, value in found.items()
+                if key not in ("version", "seconds", "images_per_s")}
+
+    for name in names:
+        assert evaluated(bucket, name) == evaluated(str(tmp_path / "models"), name)
+
+
+def test_a_category_that_fails_keeps_the_model_it_had(cluster, data, tmp_path) -> None:
+    models = tmp_path / "models"
+    train_all(tasks(data, models, ["weave", "damaged"],
+                    settings=[*FAST, "calibration.max_unreadable=0.5"]), cluster)
+    before = {name: registry.production_version(str(models), name)
+              for name in registry.list_categories(str(models))}
+    for path in sorted((data / "weave").rglob("*.png")):  # all NaN, as a camera may write them
+        path.unlink()
+        Image.fromarray(np.full((64, 64), np.nan, np.float32)).save(path.with_suffix(".tiff"))
+    outcomes = train_all(tasks(data, models, ["weave", "damaged", "few"]), cluster)
+    said = {outcome.category: outcome.error for outcome in outcomes}
+    assert "0 of 24 training images can be read" in said["weave"]
+    assert "unsupported_mode" in said["weave"] and "truncated" in said["damaged"]
+    assert said["few"] is not None
+    assert {name: registry.production_version(str(models), name) for name in before} == before
