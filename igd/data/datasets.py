@@ -8,7 +8,7 @@
     DATA/bottle/ground_truth/scratch/000_mask.png
 
 A plain folder holds nothing but normals, in sub-folders or not; where it has a folder `good`,
-they are in there.
+they are in there. A tar or zip may stand for any of these folders, or for DATA (`igd.data.trees`).
 """
 
 from __future__ import annotations
@@ -23,37 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igd.config import NAME_PATTERN, Config, ImageConfig
-from igd.data.images import Geometry, decode, prepare, prepare_mask
-from igd.errors import (
-    DataError,
-    ImageError,
-    ObjectChangedError,
-    ObjectDeniedError,
-    ObjectMissingError,
+from igd.data.images import Geometry, prepare, prepare_mask
+from igd.data.trees import (
+    EXTENSIONS,
+    ImageRef,
+    category_tree,
+    is_there,
+    list_tree,
+    read_image,
+    read_images,
 )
-from igd.records import Reason
-from igd.storage import Entry, exists_dir, join, list_objects, read_bytes
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""What counts as an image file in a dataset folder; the content still decides the format."""
+from igd.errors import DataError, ImageError
+from igd.storage import join
 
 _LAYOUT = "expected CATEGORY/train/good/*.png (MVTec AD), CATEGORY/*.png or CATEGORY/good/*.png"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRef:
-    """One image file.
-
-    Attributes:
-        key: path relative to the category's folder, with `/`.
-        problem: why it is not to be opened (a FIFO would hang), a code of `Reason`, or None.
-        version: etag, or size and mtime in ns; changes when the content does.
-    """
-
-    uri: str
-    key: str
-    problem: str | None = None
-    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,9 +118,9 @@ def categories(data_uri: str) -> list[str]:
     Raises:
         DataError: no such folder, or no category in it.
     """
-    if not exists_dir(data_uri):
+    if not is_there(data_uri):
         raise DataError(f"no folder {data_uri}; {_LAYOUT}; check the path")
-    paths = [_parts(entry) for entry in _listing(data_uri)]
+    paths = [_parts(ref) for ref in list_tree(data_uri)]
     if any(parts[:-1] == ("train", "good") for parts in paths):
         raise DataError(f"{data_uri} is one category (it has train/good); expected the folder "
                         "that holds the category folders; give its parent")
@@ -157,18 +140,18 @@ def normal_images(data_uri: str, category: str) -> list[ImageRef]:
     Raises:
         DataError: no folder or no image.
     """
-    root = join(data_uri, category)
-    if not exists_dir(root):
-        raise DataError(f"no folder {root}; {_LAYOUT}; check the category's name")
-    entries = _listing(root)
+    found = category_tree(data_uri, category)
+    if not found and not is_there(join(data_uri, category)):
+        raise DataError(f"no folder {join(data_uri, category)}; {_LAYOUT}; check the category's "
+                        "name")
     for folder in (("train", "good"), ("good",)):
         # Where such a folder is, images elsewhere are no training images.
-        inside = [_ref(e) for e in entries if _parts(e)[:len(folder)] == folder]
+        inside = [ref for ref in found if _parts(ref)[:len(folder)] == folder]
         if inside:
             return inside
-    refs = [_ref(e) for e in entries if _may_be_normal(_parts(e))]
+    refs = [ref for ref in found if _may_be_normal(_parts(ref))]
     if not refs:
-        raise DataError(f"no image in {root}; {_LAYOUT}, file names ending in "
+        raise DataError(f"no image in {join(data_uri, category)}; {_LAYOUT}, file names ending in "
                         f"{' '.join(EXTENSIONS)}")
     return refs
 
@@ -179,16 +162,15 @@ def test_images(data_uri: str, category: str) -> list[TestImage]:
     Raises:
         DataError: no test image.
     """
-    root = join(data_uri, category)
-    entries = _listing(root) if exists_dir(root) else []
+    refs = category_tree(data_uri, category)
     masks: dict[tuple[str, ...], ImageRef] = {
-        parts[1:]: _ref(e) for e in entries
-        if (parts := _parts(e))[0] == "ground_truth" and len(parts) == 3}
-    tests = [_test_image(_ref(e), parts[1], masks) for e in entries
-             if (parts := _parts(e))[0] == "test" and len(parts) == 3]
+        parts[1:]: ref for ref in refs
+        if (parts := _parts(ref))[0] == "ground_truth" and len(parts) == 3}
+    tests = [_test_image(ref, parts[1], masks) for ref in refs
+             if (parts := _parts(ref))[0] == "test" and len(parts) == 3]
     if not tests:
-        raise DataError(f"no test image in {join(root, 'test')}; expected test/good/*.png and "
-                        "test/DEFECT/*.png (MVTec AD)")
+        raise DataError(f"no test image in {join(data_uri, category, 'test')}; expected "
+                        "test/good/*.png and test/DEFECT/*.png (MVTec AD)")
     return tests
 
 
@@ -208,15 +190,16 @@ def load_normals(refs: Sequence[ImageRef], config: Config, *,
     sizes: list[tuple[int, int]] = []
     skipped: list[tuple[str, str]] = []
     unseen = 0.0
-    for done, ref in enumerate(refs, start=1):
-        try:
-            image_HWC, digest = read_image(ref, config.image)
+    found = zip(refs, read_images(refs, config.image), strict=True)
+    for done, (ref, read) in enumerate(found, start=1):
+        if isinstance(read, ImageError):
+            skipped.append((ref.key, read.reason))
+        else:
+            image_HWC, digest = read
             images.append(prepare(image_HWC, config.image))
             keyed.append((ref.key, digest))
             sizes.append(_size(image_HWC))
             unseen += Geometry.of(*sizes[-1], config.image).unseen
-        except ImageError as error:
-            skipped.append((ref.key, error.reason))
         if progress:
             progress(done, len(refs))
     _check_enough(len(images), skipped, config)
@@ -241,15 +224,14 @@ def load_tests(tests: Sequence[TestImage], config: ImageConfig, *,
     kept: list[TestImage] = []
     skipped: list[tuple[str, str]] = []
     without, empty = [], []
-    for done, test in enumerate(tests, start=1):
-        try:
-            image_HWC, _ = read_image(test.ref, config)
-        except ImageError as error:
-            skipped.append((test.ref.key, error.reason))
+    found = zip(tests, read_images([test.ref for test in tests], config), strict=True)
+    for done, (test, read) in enumerate(found, start=1):
+        if progress:
+            progress(done, len(tests))
+        if isinstance(read, ImageError):
+            skipped.append((test.ref.key, read.reason))
             continue
-        finally:
-            if progress:
-                progress(done, len(tests))
+        image_HWC, _ = read
         kept.append(test)
         images.append(prepare(image_HWC, config))
         sizes.append(_size(image_HWC))
@@ -279,25 +261,6 @@ def data_fingerprint(keyed: Sequence[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_image(ref: ImageRef, config: ImageConfig) -> tuple[NDArray[np.uint8], str]:
-    """Reads and decodes one image: uint8 (H, W, 3), and the hex SHA-256 of its file.
-
-    Raises:
-        ImageError: it cannot be read or decoded.
-    """
-    if ref.problem:
-        raise ImageError(ref.problem, f"{ref.uri} cannot be opened")
-    try:
-        data = read_bytes(ref.uri)
-    except ObjectMissingError as error:
-        raise ImageError(Reason.VANISHED, str(error)) from None
-    except ObjectDeniedError as error:
-        raise ImageError(Reason.DENIED, str(error)) from None
-    except ObjectChangedError as error:
-        raise ImageError(Reason.CHANGED, str(error)) from None
-    return decode(data, max_pixels=config.max_pixels), hashlib.sha256(data).hexdigest()
-
-
 def _size(image_HWC: NDArray[np.uint8]) -> tuple[int, int]:
     return image_HWC.shape[1], image_HWC.shape[0]
 
@@ -306,8 +269,7 @@ def _read_mask(ref: ImageRef, source_size: tuple[int, int],
                config: ImageConfig) -> tuple[NDArray[np.bool_], bool]:
     """A mask in input pixels, and whether it marks anything at all, seen or not."""
     try:
-        mask_HWC, _ = read_image(ref, config)
-        mask_HW = mask_HWC[..., 0]
+        mask_HW = read_image(ref, config)[0][..., 0]
         return prepare_mask(mask_HW, source_size, config), bool((mask_HW > 127).any())
     except DataError as error:
         raise DataError(f"{ref.uri}: {error}") from error
@@ -327,25 +289,13 @@ def _check_enough(readable: int, skipped: Sequence[tuple[str, str]], config: Con
                         "or remove the files, or raise calibration.max_unreadable")
 
 
-def _listing(uri: str) -> list[Entry]:
-    """The image files below a folder, sorted by key, dotfiles and dot-folders left out."""
-    found = [entry for entry in list_objects(uri)
-             if entry.key.lower().endswith(EXTENSIONS)
-             and not any(part.startswith(".") for part in _parts(entry))]
-    return sorted(found, key=lambda entry: entry.key)
-
-
-def _parts(entry: Entry) -> tuple[str, ...]:
-    return tuple(entry.key.split("/"))
+def _parts(ref: ImageRef) -> tuple[str, ...]:
+    return tuple(ref.key.split("/"))
 
 
 def _may_be_normal(parts: tuple[str, ...]) -> bool:
     """Whether a path below a category may be a normal's: in no folder of test images."""
     return bool(parts) and (len(parts) == 1 or parts[0] not in ("test", "ground_truth"))
-
-
-def _ref(entry: Entry) -> ImageRef:
-    return ImageRef(entry.uri, entry.key, entry.problem, entry.version)
 
 
 def _test_image(ref: ImageRef, defect: str,

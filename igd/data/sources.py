@@ -84,7 +84,7 @@ def scan(uri: str, done: Callable[[SourceRecord], None],
             yield from _scan_archive(entry, done)
             continue
         members, size = members + 1, size + entry.size
-        yield entry.key, _file_member(entry)
+        yield entry.key, file_member(entry)
     if members or storage.stat(uri) is None:
         done(SourceRecord(source_uri=storage.canonical(uri), source_version="", kind="files",
                           members=members, bytes=size, status=SourceStatus.COMPLETE))
@@ -141,7 +141,8 @@ def _unless_nested(member: Member) -> Member:
                                reject_detail="an archive within an archive is not opened")
 
 
-def _file_member(entry: storage.Entry) -> Member:
+def file_member(entry: storage.Entry) -> Member:
+    """An object that is no archive, as a member."""
     reason: str | None = None
     detail: str | None = None
     if entry.problem is not None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from igd import registry, storage
 from igd.config import Config, config_to_dict
-from igd.data.datasets import ImageRef, Loaded, load_normals, normal_images
+from igd.data.datasets import Loaded, load_normals, normal_images
+from igd.data.trees import ImageRef
 from igd.data.twins import draw_groups
 from igd.model.igd import IGD
 from igd.pipelines import tensorboard

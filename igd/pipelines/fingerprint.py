@@ -18,12 +18,12 @@ from typing import Any
 import igd
 from igd import registry
 from igd.config import Config, config_to_dict
-from igd.data.datasets import ImageRef
 from igd.data.images import DECODE_PATH
+from igd.data.trees import ImageRef
 from igd.errors import ModelError
 
 TRAINING_CODE = ("config.py", "data/images.py", "data/formats.py", "data/png.py",
-                 "data/datasets.py", "data/twins.py", "model", "train")
+                 "data/datasets.py", "data/trees.py", "data/twins.py", "model", "train")
 """Of this package: what decides how a model comes out."""
 LIBRARIES = ("torch", "numpy")
 

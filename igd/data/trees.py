@@ -1,0 +1,145 @@
+"""The image files of a dataset tree: folders, or tar and zip archives in a folder's place.
+
+`DATA/bottle.tar` stands for the folder `DATA/bottle`, whether or not its members' names begin
+with `bottle/`, and `DATA` itself may be an archive of category folders. Archives are read by the
+sources of a scoring run: indexed, never extracted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igd.config import ImageConfig
+from igd.data.fetch import fetch
+from igd.data.images import decode
+from igd.data.members import Member
+from igd.data.sources import (
+    ARCHIVE_SUFFIXES,
+    SourceRecord,
+    check_source,
+    file_member,
+    is_archive,
+    list_inputs,
+    scan,
+)
+from igd.errors import DataError, ImageError
+from igd.records import SourceStatus
+from igd.storage import exists_dir, join, stat
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""What counts as an image file in a dataset; the content still decides the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One image file.
+
+    Attributes:
+        key: path relative to the category's folder, with `/`.
+        member: where its bytes are.
+    """
+
+    key: str
+    member: Member
+
+    @property
+    def uri(self) -> str:
+        """For people: the file, or the archive and the name within."""
+        inside = f" ({self.member.name})" if self.member.raw_name else ""
+        return self.member.source_uri + inside
+
+    @property
+    def version(self) -> str:
+        """Changes when the content does: etag, or size and mtime in ns, of file or archive."""
+        return self.member.source_version
+
+
+def is_there(uri: str) -> bool:
+    """Whether there is a folder, or an archive that stands for one, with images or without."""
+    return exists_dir(uri) or any(stat(place) for place in (uri, *_archives(uri)))
+
+
+def list_tree(uri: str) -> list[ImageRef]:
+    """The image files below a folder or in the archive that stands for it, sorted by key.
+
+    Dotfiles and what is in dot-folders are left out.
+
+    Raises:
+        DataError: an archive is damaged, or is of a kind without an index.
+    """
+    places = [uri] if exists_dir(uri) else []
+    places += [place for place in (uri, *_archives(uri)) if not exists_dir(place) and stat(place)]
+    found = [ref for place in places for ref in _refs(place)]
+    return sorted((ref for ref in found if ref.key.lower().endswith(EXTENSIONS)
+                   and not any(part.startswith(".") for part in ref.key.split("/"))),
+                  key=lambda ref: ref.key)
+
+
+def below(refs: Sequence[ImageRef], folder: str) -> list[ImageRef]:
+    """Those in a folder, their keys relative to it."""
+    return [ImageRef(ref.key.removeprefix(f"{folder}/"), ref.member) for ref in refs
+            if ref.key.startswith(f"{folder}/")]
+
+
+def category_tree(data_uri: str, category: str) -> list[ImageRef]:
+    """As `list_tree`, of one category of a dataset."""
+    if exists_dir(data_uri):
+        return list_tree(join(data_uri, category))
+    return below(list_tree(data_uri), category)
+
+
+def read_images(refs: Sequence[ImageRef], config: ImageConfig
+                ) -> Iterator[tuple[NDArray[np.uint8], str] | ImageError]:
+    """Each image, in order: uint8 (H, W, 3) and the hex SHA-256 of its file; or why not.
+
+    Reads run ahead of decoding.
+    """
+    for data in fetch([ref.member for ref in refs]):
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            found = decode(data, max_pixels=config.max_pixels), hashlib.sha256(data).hexdigest()
+        except ImageError as error:
+            yield error
+            continue
+        yield found
+
+
+def read_image(ref: ImageRef, config: ImageConfig) -> tuple[NDArray[np.uint8], str]:
+    """One image: uint8 (H, W, 3), and the hex SHA-256 of its file.
+
+    Raises:
+        ImageError: it cannot be read or decoded.
+    """
+    found, = read_images([ref], config)
+    if isinstance(found, ImageError):
+        raise found
+    return found
+
+
+def _archives(uri: str) -> list[str]:
+    return [uri.rstrip("/") + suffix for suffix in ARCHIVE_SUFFIXES]
+
+
+def _refs(place: str) -> Iterator[ImageRef]:
+    """Keys are relative to a folder, or to the one that an archive stands for."""
+    check_source(place)
+    alone = not exists_dir(place)
+    for entry in list_inputs(place):
+        if not is_archive(entry):
+            yield ImageRef(entry.key, file_member(entry))
+            continue
+        stem = posixpath.splitext(posixpath.basename(entry.key))[0]
+        folder = "" if alone else posixpath.splitext(entry.key)[0] + "/"
+        ends: list[SourceRecord] = []
+        for name, member in scan(entry.uri, ends.append):
+            yield ImageRef(folder + posixpath.normpath(name).removeprefix(f"{stem}/"), member)
+        if ends[0].status != SourceStatus.COMPLETE:
+            raise DataError(f"archive {entry.uri} is {ends[0].status} ({ends[0].detail}); "
+                            "expected a whole tar or zip; copy it again")

@@ -1,0 +1,107 @@
+"""Datasets whose folders are archives give what the folders give."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from igd import storage
+from igd.config import preset_config
+from igd.data import datasets
+from igd.data.datasets import categories, load_normals, load_tests, normal_images
+from igd.data.trees import list_tree
+from igd.errors import DataError
+
+CONFIG = preset_config("fast", ["image.size=64"])
+
+
+def pack(folder: Path, archive: Path, prefix: str = "") -> None:
+    """All files below a folder, in an order that is not theirs."""
+    paths = sorted((path for path in folder.rglob("*") if path.is_file()), reverse=True)
+    if archive.suffix == ".tar":
+        with tarfile.open(archive, "w") as tar:
+            for path in paths:
+                tar.add(path, prefix + str(path.relative_to(folder)))
+    else:
+        with zipfile.ZipFile(archive, "w") as out:
+            for path in paths:
+                out.write(path, prefix + str(path.relative_to(folder)))
+
+
+@pytest.fixture
+def packed(tiny_data: Path, tmp_path: Path) -> Path:
+    """`weave` as a tar, `washer` as a zip whose members are in a folder `washer`."""
+    root = tmp_path / "packed"
+    root.mkdir()
+    pack(tiny_data / "weave", root / "weave.tar", "./")
+    pack(tiny_data / "washer", root / "washer.zip", "washer/")
+    return root
+
+
+def same(one: str, other: str) -> None:
+    assert categories(one) == categories(other) == ["washer", "weave"]
+    for name in categories(one):
+        first, second = (load_normals(normal_images(data, name), CONFIG) for data in (one, other))
+        assert first.keys == second.keys and first.fingerprint == second.fingerprint
+        assert (first.images_NHWC == second.images_NHWC).all()
+        left, right = (load_tests(datasets.test_images(data, name), CONFIG.image) for data in (one, other))
+        assert left.keys == right.keys and (left.mask_NHW == right.mask_NHW).all()
+        assert left.mask_NHW.any() and left.without_mask == ()
+
+
+def test_a_category_may_be_a_tar_or_a_zip(tiny_data: Path, packed: Path) -> None:
+    same(str(tiny_data), str(packed))
+
+
+@pytest.mark.parametrize("name", ["all.tar", "all.zip"])
+@pytest.mark.parametrize("prefix", ["", "all/"])
+def test_the_whole_dataset_may_be_an_archive(tiny_data: Path, tmp_path: Path, name: str,
+                                             prefix: str) -> None:
+    pack(tiny_data, tmp_path / name, prefix)
+    same(str(tiny_data), str(tmp_path / name))
+
+
+def test_archives_on_s3_are_read_by_ranges(tiny_data: Path, packed: Path, bucket: str) -> None:
+    for path in packed.iterdir():
+        storage.write_bytes(f"{bucket}/data/{path.name}", path.read_bytes())
+    same(str(tiny_data), f"{bucket}/data")
+
+
+def test_folder_and_archive_of_one_category_are_both_read(tiny_data: Path, packed: Path) -> None:
+    folder = packed / "weave" / "train" / "good"
+    folder.mkdir(parents=True)
+    shutil.copy(tiny_data / "weave" / "train" / "good" / "000.png", folder / "new.png")
+    assert len(normal_images(str(packed), "weave")) == 25
+
+
+def test_what_is_in_an_archive_is_named_with_it(packed: Path) -> None:
+    assert list_tree(str(packed / "weave"))[0].uri.endswith(
+        "weave.tar (./ground_truth/colour/000_mask.png)")
+
+
+def test_a_cut_archive_is_an_error_and_not_a_smaller_dataset(packed: Path) -> None:
+    tar = packed / "weave.tar"
+    for cut, word in ((len(tar.read_bytes()) // 2, "truncated"), (-20 * 512, "")):
+        damaged = packed / "cut.tar"
+        damaged.write_bytes(tar.read_bytes()[:cut])
+        with pytest.raises(DataError, match=f"cut.tar is .*{word}.* copy it again"):
+            normal_images(str(packed), "cut")
+        damaged.unlink()
+
+
+def test_a_damaged_member_is_skipped_by_name_and_the_rest_is_used(tmp_path: Path,
+                                                                 tiny_data: Path) -> None:
+    with tarfile.open(tmp_path / "part.tar", "w") as tar:
+        for path in sorted((tiny_data / "weave" / "train" / "good").glob("*.png")):
+            tar.add(path, path.name)
+        info = tarfile.TarInfo("broken.png")
+        info.size = 10
+        tar.addfile(info, io.BytesIO(b"0123456789"))
+    config = preset_config("fast", ["image.size=64", "calibration.max_unreadable=0.1"])
+    loaded = load_normals(normal_images(str(tmp_path), "part"), config)
+    assert len(loaded.keys) == 24 and loaded.skipped == (("broken.png", "not_image"),)
