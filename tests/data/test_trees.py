@@ -49,7 +49,8 @@ def same(one: str, other: str) -> None:
         first, second = (load_normals(normal_images(data, name), CONFIG) for data in (one, other))
         assert first.keys == second.keys and first.fingerprint == second.fingerprint
         assert (first.images_NHWC == second.images_NHWC).all()
-        left, right = (load_tests(datasets.test_images(data, name), CONFIG.image) for data in (one, other))
+        left, right = (load_tests(datasets.test_images(data, name), CONFIG.image)
+                       for data in (one, other))
         assert left.keys == right.keys and (left.mask_NHW == right.mask_NHW).all()
         assert left.mask_NHW.any() and left.without_mask == ()
 
