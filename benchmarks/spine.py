@@ -204,7 +204,8 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(HERE), *words], check=True, capture_output=True,
                               text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!:benchmarks/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--",
+                  ":(top,exclude)benchmarks/results")
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 

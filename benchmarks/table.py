@@ -73,7 +73,7 @@ def accuracy() -> str:
               f"{told} (the machine was busy with other work). The paper has image AUROC .998 for "
               "bottle."]
     if exists("accuracy-tiles-fast-squash"):
-        lines += ["", squashed()]
+        lines += ["", squashed(), "", false_positives()]
     if exists("refits"):
         lines += ["", *refits()]
     return "\n".join([*lines, ""])
@@ -96,6 +96,21 @@ def squashed() -> str:
             f"out pixels (image AUROC / pixel AUROC / AU-PRO): {told}. `fast` by kind of defect: "
             f"{kinds}; {most}, wide and softly bordered, has {100 * share:.0f}% of the anomalous "
             f"pixels, and pooled pixel AUROC follows it. Commit {document['commit']}.")
+
+
+def false_positives() -> str:
+    """How often `fast` flags normal test images at the rates asked for."""
+    told = []
+    for name, part in (("bottle", "bottle"), ("tiles", "tiles"), ("tiles whole", "tiles")):
+        file = f"accuracy-{part}-fast" + "-squash" * (name == "tiles whole")
+        category, = load(file)["runs"][0]["categories"].values()
+        rates = [f"{100 * found['asked']:g}% asked {found['realised']:.3f} "
+                 f"({found['interval_95'][0]:.3f}-{found['interval_95'][1]:.3f})"
+                 for found in category["false_positives"]]
+        told.append(f"{name} ({category['false_positives'][0]['normal']} images) "
+                    + ", ".join(rates))
+    return ("Share of normal test images that `fast` flags at a calibrated false-positive rate "
+            f"(95% interval): {'; '.join(told)}.")
 
 
 def refits() -> list[str]:

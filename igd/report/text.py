@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from igd.report.names import visible
 from igd.score.bootstrap import Estimate
-from igd.score.evaluate import Evaluation
+from igd.score.evaluate import Evaluation, FalsePositives
 from igd.score.oneclass import ProtocolResult, pooled
 
 COLUMNS = {"image_auroc": "image AUROC", "image_ap": "image AP",
@@ -30,7 +30,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         _ROW.format("", *COLUMNS.values()),
         *(_ROW.format(name, *(estimate(metrics[column]) if column in metrics else ""
                               for column in COLUMNS)) for name, metrics in table_rows(found)),
-        *defect_lines(found)]
+        *defect_lines(found), *false_positive_lines(found)]
 
 
 def table_rows(found: Evaluation) -> Iterator[tuple[str, Mapping[str, Figure]]]:
@@ -52,6 +52,20 @@ def defect_lines(found: Evaluation) -> Iterator[str]:
         figures = _ROW.format(f"  {visible(name)}",
                               *(estimate(kind.metrics[column]) for column in COLUMNS))
         yield f"{figures}  {kind.caught} of {kind.images} caught{pixels}"
+
+
+def false_positive_lines(found: Evaluation) -> Iterator[str]:
+    """The realised rates beside those asked for, in one line."""
+    def told(one: FalsePositives) -> str:
+        low, high = one.interval_95
+        least = "" if one.used == one.asked else f" (least possible {percent(one.used)})"
+        return (f"{percent(one.asked)} asked{least}, {percent(one.flagged / one.normal)} "
+                f"({percent(low)}-{percent(high)})")
+
+    if found.false_positives:
+        normal = found.false_positives[0].normal
+        yield (f"  of {normal} normal images flagged (95% interval): "
+               + "; ".join(map(told, found.false_positives)))
 
 
 def evaluation_notes(found: Evaluation) -> list[str]:
@@ -93,6 +107,11 @@ def protocol_lines(found: ProtocolResult) -> list[str]:
             line("", [*found.classes, "mean"]), *rows,
             f"  paper (IGD), mean of all ten classes: {number(single)}, ensemble of five "
             f"{number(five)}"]
+
+
+def percent(share: float) -> str:
+    """`5%`, `2.6%`."""
+    return f"{100 * share:.1f}%".replace(".0%", "%")
 
 
 def number(value: float | None) -> str:

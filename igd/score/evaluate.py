@@ -23,6 +23,8 @@ from igd.score.ladder import ladder
 from igd.score.scorer import Scorer
 
 Progress = Callable[[str], None]
+RATES = (0.01, 0.05, 0.1)
+"""False-positive rates at which the calibration is held against the normal test images."""
 NO_PIXELS: dict[str, Estimate | None] = dict.fromkeys(
     ("pixel_auroc", "image_mean_pixel_auroc", "au_pro"))
 
@@ -69,6 +71,32 @@ class DefectResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FalsePositives:
+    """How often normal test images are flagged at a calibrated false-positive rate.
+
+    Attributes:
+        asked: the rate.
+        used: the smallest one that the calibration set supports, if that is larger.
+        flagged, normal: test images.
+    """
+
+    asked: float
+    used: float
+    flagged: int
+    normal: int
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Of the realised rate (Clopper-Pearson)."""
+        return clopper_pearson(self.flagged, self.normal)
+
+    def document(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**vars(self), "realised": self.flagged / self.normal,
+                "interval_95": list(self.interval_95)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One category's test images as the model, the baselines and the ladder see them.
 
@@ -76,6 +104,7 @@ class Evaluation:
         fpr: asked for.
         rule: the calibrated decision at it, or at the smallest rate that is supported, which
             `balanced_accuracy` and `fpr_realised` are about.
+        false_positives: at `RATES`; empty without normal test images.
         heatmaps_NHW: the model's.
         normal_scores_M: of the model's calibration normals.
         defects: the model's result on each kind of defect against all normal test images, where
@@ -92,6 +121,7 @@ class Evaluation:
     fpr: float
     rule: Rule
     model: MethodResult
+    false_positives: tuple[FalsePositives, ...]
     heatmaps_NHW: NDArray[np.float32]
     normal_scores_M: NDArray[np.float64]
     defects: dict[str, DefectResult]
@@ -117,6 +147,7 @@ class Evaluation:
             "fpr_asked": self.fpr, "fpr_used": self.rule.alpha,
             "fpr_realised": float(flagged_M.mean()) if len(flagged_M) else None,
             "fpr_interval_95": clopper_pearson(int(flagged_M.sum()), len(flagged_M)),
+            "false_positives": [found.document() for found in self.false_positives],
             "brightness_equalised": self.equalised,
             "defects": {name: result.document() for name, result in self.defects.items()},
             "baselines": {name: result.document() for name, result in self.baselines.items()},
@@ -194,6 +225,7 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
         model=_judged(tests, BaselineScores(batch.scores, batch.heatmaps), resamples,
                       batch.scores > rule.threshold),
         normal_scores_M=scorer.bundle.calibration["score"].to_numpy(),
+        false_positives=_false_positives(scorer, batch.scores[~tests.is_anomalous_N]),
         defects=_by_defect(tests, BaselineScores(batch.scores, batch.heatmaps),
                            batch.scores > rule.threshold, resamples),
         baselines=beside, ladder=rungs, seconds=seconds, equalised=equalise)
@@ -208,6 +240,15 @@ def equalise_brightness(images_NHWC: NDArray[np.uint8], level: float) -> NDArray
     gain_N111 = level / np.where(mean_N111 > 0, mean_N111, 1)
     return np.stack([(image_HWC * gain).round().clip(0, 255).astype(np.uint8)
                      for image_HWC, gain in zip(images_NHWC, gain_N111, strict=True)])
+
+
+def _false_positives(scorer: Scorer, normal_N: NDArray[np.float64]) -> tuple[FalsePositives, ...]:
+    def at(rate: float) -> FalsePositives:
+        rule = scorer.judge(fpr=rate, review_fpr=rate).levels.anomalous
+        return FalsePositives(asked=rate, used=rule.alpha, normal=len(normal_N),
+                              flagged=int((normal_N > rule.threshold).sum()))
+
+    return tuple(map(at, RATES)) if len(normal_N) else ()
 
 
 def _by_defect(tests: TestSet, found: BaselineScores, flagged_N: NDArray[np.bool_],

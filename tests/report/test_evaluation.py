@@ -27,7 +27,7 @@ from igd.report.protocol import render_protocol
 from igd.report.text import evaluation_lines, number
 from igd.score.bootstrap import Estimate, image_metrics, pixel_metrics
 from igd.score.conformal import Rule
-from igd.score.evaluate import NO_PIXELS, DefectResult, Evaluation, MethodResult
+from igd.score.evaluate import NO_PIXELS, DefectResult, Evaluation, FalsePositives, MethodResult
 from igd.score.metrics import image_auroc
 from igd.score.oneclass import ProtocolResult
 
@@ -44,7 +44,8 @@ NORMAL, ANOMALOUS = (0.5, 4.0, 1.0, 2.0), (2.5, 9.0, 1.5, 7.0, 3.5)
 def evaluation(category: str = "bottle", *, normal: tuple[float, ...] = NORMAL,
                anomalous: tuple[float, ...] = ANOMALOUS, keys: tuple[str, ...] | None = None,
                masks: bool = True, skipped: tuple[tuple[str, str], ...] = (),
-               defects: dict[str, DefectResult] | None = None) -> Evaluation:
+               defects: dict[str, DefectResult] | None = None,
+               false_positives: tuple[FalsePositives, ...] = ()) -> Evaluation:
     """Heatmaps are 0 but for a square, which has the score's value and is the mask."""
     scores_N = np.array([*normal, *anomalous])
     is_anomalous_N = np.arange(len(scores_N)) >= len(normal)
@@ -73,6 +74,7 @@ def evaluation(category: str = "bottle", *, normal: tuple[float, ...] = NORMAL,
                   interval_95=(0.0, 0.2)),
         model=judged(scores_N, scores_N > THRESHOLD), heatmaps_NHW=heatmaps_NHW,
         normal_scores_M=np.linspace(0, 3.5, 40), defects=defects or {},
+        false_positives=false_positives,
         baselines={"mean_brightness": judged(-scores_N, None), "knn": judged(scores_N % 4, None)},
         ladder={"shared_full": judged(scores_N, None)}, seconds=0.5, equalised=False)
 
@@ -131,6 +133,14 @@ def test_kinds_of_defects_have_a_table_of_their_own() -> None:
     lines = [" ".join(line.split()) for line in evaluation_lines(found)]
     assert any(line.startswith("crack .800") and line.endswith("3 of 7 caught") for line in lines)
     assert any(line.endswith("3 of 7 caught; 72% of the anomalous pixels") for line in lines)
+
+
+def test_realised_rates_stand_beside_those_asked_for() -> None:
+    line = evaluation_lines(evaluation(false_positives=(
+        FalsePositives(asked=0.01, used=0.04, flagged=0, normal=20),
+        FalsePositives(asked=0.05, used=0.05, flagged=3, normal=20))))[-1]
+    assert line == ("  of 20 normal images flagged (95% interval): 1% asked (least possible 4%), "
+                    "0% (0%-16.8%); 5% asked, 15% (3.2%-37.9%)")
 
 
 def test_the_numbers_of_the_table_are_those_of_the_evaluation() -> None:

@@ -42,8 +42,8 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
     assert set(result) == metrics | {
         "balanced_accuracy", "intervals_95", "preset", "version", "images", "anomalous", "skipped",
         "without_mask", "empty_masks", "fpr_asked", "fpr_used", "fpr_realised", "fpr_interval_95",
-        "brightness_equalised", "defects", "baselines", "ladder", "paper", "seconds",
-        "images_per_s"}
+        "brightness_equalised", "false_positives", "defects", "baselines", "ladder", "paper",
+        "seconds", "images_per_s"}
     assert set(result["intervals_95"]) == metrics | {"balanced_accuracy"}
     assert all(low <= result[name] <= high for name, (low, high) in result["intervals_95"].items())
     assert (result["preset"], result["version"]) == ("fast", scorer.bundle.version)
@@ -60,6 +60,11 @@ def test_what_is_reported_follows_from_scores_and_labels(scorer: Scorer, data: P
     assert len(normal) == len(defective) == 6
     threshold = scorer.judge(fpr=0.2).levels.anomalous.threshold
     assert result["fpr_realised"] == sum(score > threshold for score in normal) / 6
+    for found in result["false_positives"]:
+        at = scorer.judge(fpr=found["asked"], review_fpr=0.5).levels.anomalous
+        assert found["used"] == at.alpha and found["normal"] == 6
+        assert found["flagged"] == sum(score > at.threshold for score in normal)
+    assert [found["asked"] for found in result["false_positives"]] == [0.01, 0.05, 0.1]
     in_order = sum(d > n for d in defective for n in normal)
     assert result["image_auroc"] == pytest.approx(in_order / 36)
     caught = sum(score > threshold for score in defective) / 6
