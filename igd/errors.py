@@ -8,7 +8,7 @@ IgdError
 │   ├── NotFittedError  a model was used before it was fitted
 │   └── DivergedError   training met a NaN or a collapsed Gaussian
 ├── RunHeldError        the audit refused to publish                 (exit 4)
-├── LostRaceError       another run published this date meanwhile    (exit 3)
+├── LostRaceError       another published or promoted meanwhile      (exit 3)
 └── StorageError        storage or cluster out of reach              (exit 5)
     ├── ObjectMissingError   the object is not there
     ├── ObjectChangedError   it is no longer the version that was listed
@@ -77,7 +77,7 @@ class RunHeldError(IgdError):
 
 
 class LostRaceError(IgdError):
-    """Another run published the same date while this one was at work."""
+    """Another published the same date, or put a model in use, while this one was at work."""
 
     exit_code = 3
 

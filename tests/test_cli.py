@@ -17,6 +17,7 @@ from igd import cli
 from igd.storage import s3
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
+            "models promote", "models rollback", "models verify",
             "data magnetic-tile", "score", "verify", "report", "serve", "demo"]
 
 
@@ -39,6 +40,7 @@ def test_the_contract_of_options_holds() -> None:
         "evaluate": "--models --categories --json --ladder --protocol --classes --seeds "
                     "--ensemble --ablation",
         "models list": "--models", "models show": "--models",
+        "models promote": "--models", "models rollback": "--models", "models verify": "--models",
         "score": "--models --out --date --category --category-from --heatmaps --fpr --json",
         "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
     }
@@ -61,6 +63,20 @@ def fails(monkeypatch, capsys) -> Callable[..., str]:
         line, = said.strip().splitlines()
         assert line.startswith("igd-ray: "), said
         return line
+    return run_here
+
+
+@pytest.fixture
+def answers(monkeypatch, capsys) -> Callable[..., str]:
+    """Runs a command in this process that must end with a code, and returns what it prints."""
+    def run_here(code: int, *words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["igd-ray", *map(str, words)])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = capsys.readouterr()
+        assert stopped.value.code == code, said.err
+        return said.out
     return run_here
 
 
@@ -174,6 +190,39 @@ def test_models_show_what_a_model_is(tiny_models) -> None:
     assert shown["config"]["preset"] == "fast"
     assert shown["thresholds_at_fpr"]["0.01"]["supported"] is False
     assert shown["thresholds_at_fpr"]["0.01"]["alpha"] == pytest.approx(1 / 25)
+
+
+def test_models_are_promoted_rolled_back_and_verified(tiny_models, tmp_path, fails,
+                                                         answers) -> None:
+    to = ["--models", tmp_path]
+    shutil.copytree(tiny_models / "weave", tmp_path / "weave")
+    first, = (path.parent.name for path in tmp_path.glob("weave/*/bundle.json"))
+    shutil.copytree(tmp_path / "weave" / first, tmp_path / "weave" / "next")
+    assert "expected CATEGORY/VERSION" in fails(2, "models", "promote", "weave", *to)
+    assert f"its versions are: {first}, next" in fails(2, "models", "promote", "weave/none", *to)
+    assert "nothing was in use before" in fails(2, "models", "rollback", "weave", *to)
+    said = answers(0, "models", "promote", "weave/next", "--why", "a new lamp", *to)
+    assert said == "weave: next is in production (promotion 2)\n"
+    listed = answers(0, "models", "list", *to)
+    assert re.search(r"^\* weave +next .*\n +since 20\S+: a new lamp$", listed, re.M), listed
+    assert re.search(rf"^  weave +{first} ", listed, re.M), listed
+    said = answers(0, "models", "rollback", "weave", *to)
+    assert said == f"weave: {first} is in production instead of next (promotion 3)\n"
+    shown = json.loads(answers(0, "models", "show", "weave", *to))
+    assert shown["in_production"] and shown["version"] == first
+    assert [record["version"] for record in shown["history"]] == [first, "next", first]
+    assert shown["history"][2]["why"] == "rollback from next"
+    assert not json.loads(answers(0, "models", "show", "weave/next", *to))["in_production"]
+
+    (tmp_path / "weave" / "half").mkdir()
+    assert answers(0, "models", "verify", *to).splitlines() == [
+        f"whole weave/{first}: fast, 24 calibration images, in production",
+        "incomplete weave/half: no bundle.json",
+        "whole weave/next: fast, 24 calibration images", "2 whole, 1 incomplete, 0 damaged"]
+    (tmp_path / "weave" / "next" / "weights.safetensors").write_bytes(b"")
+    assert "\nDAMAGED weave/next: " in answers(3, "models", "verify", "weave", *to)
+    assert "no category 'screw'" in fails(2, "models", "verify", "screw", *to)
+    assert "no models" in fails(2, "models", "verify", "--models", tmp_path / "none")
 
 
 def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:

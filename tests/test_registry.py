@@ -8,9 +8,10 @@ import math
 import pickle
 import shlex
 import shutil
+import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from igd import registry, storage
 from igd.config import preset_config
-from igd.errors import ConfigError, ModelError
+from igd.errors import ConfigError, LostRaceError, ModelError
 from igd.model.igd import IGD
 from igd.model.resnet import ResNet18
 from igd.records import CALIBRATION
+from igd.registry import production
 from igd.score.scorer import Scorer
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -188,6 +192,9 @@ def test_a_bad_name_is_refused_before_storage_is_touched(models: Path, name: str
         lambda: registry.describe(str(models), name, "v1"),
         lambda: registry.promote(str(models), name, "v1"),
         lambda: registry.promote(str(models), "weave", name),
+        lambda: registry.rollback(str(models), name),
+        lambda: registry.history(str(models), name),
+        lambda: list(registry.verify(str(models), [name])),
         lambda: registry.save_bundle(str(models), name, model, config, None, {}),
     ]
     if name:  # no version is the one in production
@@ -199,28 +206,262 @@ def test_a_bad_name_is_refused_before_storage_is_touched(models: Path, name: str
     assert sorted(models.parent.rglob("*")) == before
 
 
-def test_promotions_at_once_keep_all_and_the_highest_is_in_use(models: Path) -> None:
-    barrier = threading.Barrier(8)
-    got: dict[str, int] = {}
-
-    def promote(version: str) -> None:
-        barrier.wait()
-        got[version] = registry.promote(str(models), "weave", version)
-
-    threads = [threading.Thread(target=promote, args=(f"v{i}",)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got.values()) == list(range(2, 10))
-    in_use = max(got, key=lambda version: got[version])
-    assert registry.production_version(str(models), "weave") == in_use
-    files = sorted((models / "weave" / "production").glob("*.json"))
-    assert len(files) == 9 and not list(models.rglob("*.tmp"))
-    assert {json.loads(p.read_text())["version"] for p in files[1:]} == set(got)
+def add_version(models: Path, name: str) -> str:
+    """A further whole version of `weave`."""
+    shutil.copytree(folder(models), models / "weave" / name)
+    return name
 
 
-def test_promoting_an_older_version_is_a_rollback(models: Path) -> None:
+PROMOTE = """
+import sys, threading
+from igd import registry
+
+models, mine = sys.argv[1:]
+registry.load_teacher()
+print("ready", flush=True)
+input()
+
+def promote(thread):
+    for turn in range(5):
+        registry.promote(models, "weave", ("one", "two")[turn % 2], f"{mine} {thread} {turn}")
+
+threads = [threading.Thread(target=promote, args=(i,)) for i in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_promotions_of_many_processes_at_once_are_all_kept_in_order(
+        models: Path, where: str, request: pytest.FixtureRequest) -> None:
+    for name in ("one", "two"):
+        add_version(models, name)
+    uri = str(models)
+    if where == "s3":
+        uri = request.getfixturevalue("bucket")
+        for entry in list(storage.list_objects(str(models))):
+            storage.write_bytes(f"{uri}/{entry.key}", storage.read_bytes(entry.uri))
+    first, = registry.history(uri, "weave")
+    processes = [subprocess.Popen([sys.executable, "-c", PROMOTE, uri, f"process-{i}"], text=True,
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                 for i in range(2)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    found = registry.history(uri, "weave")
+    assert found[0] == first and [record.sequence for record in found] == list(range(1, 42))
+    whys = [record.why for record in found[1:]]
+    assert sorted(whys) == sorted(f"process-{p} {thread} {turn}" for p in range(2)
+                                  for thread in range(4) for turn in range(5))
+    for p in range(2):  # each one's promotions stand in the order in which it made them
+        for thread in range(4):
+            turns = [why for why in whys if why.startswith(f"process-{p} {thread} ")]
+            assert turns == sorted(turns)
+    assert [record.at for record in found] == sorted(record.at for record in found)
+    assert registry.production_version(uri, "weave") == found[-1].version
+    assert not list(models.rglob("*.tmp"))
+
+
+def test_equal_promotions_in_one_instant_are_two_records(
+        models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = add_version(models, "one")
+    instant = datetime.now(UTC)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return instant
+
+    monkeypatch.setattr(production, "datetime", Clock)
+    monkeypatch.setattr(production, "numbers", lambda *_: [1])  # each sees the others not yet
+    assert [registry.promote(str(models), "weave", version) for _ in range(3)] == [2, 3, 4]
+
+
+def test_a_promotion_says_when_and_why(models: Path) -> None:
+    before = datetime.now(UTC)
+    version = add_version(models, "next")
+    assert registry.promote(str(models), "weave", version, "better on Monday's parts") == 2
+    first, second = registry.history(str(models), "weave")
+    assert (second.version, second.why) == (version, "better on Monday's parts")
+    assert before <= datetime.fromisoformat(second.at) <= datetime.now(UTC)
+    assert registry.in_use(str(models), "weave") == second != first
+    assert registry.history(str(models), "none") == []
+
+
+@pytest.mark.parametrize("extra", [{}, {"colour": "red"}, {"why": "x", "rolled_back": None}])
+def test_records_of_older_and_newer_releases_are_read(models: Path, extra: dict[str, Any]) -> None:
+    record = {"version": add_version(models, "old"), "at": "2026-01-02T03:04:05+00:00", **extra}
+    (models / "weave" / "production" / "00000002.json").write_text(json.dumps(record))
+    assert registry.history(str(models), "weave")[1] == registry.Promotion(
+        sequence=2, version="old", at=record["at"], why=extra.get("why", ""))
+    assert registry.production_version(str(models), "weave") == "old"
+    (models / "weave" / "production" / "00000002.json").write_text('{"version": "old"}')
+    assert registry.history(str(models), "weave")[1].at == ""
+
+
+@pytest.mark.parametrize("name", ["9", "9.json", "00000009", "00000009.json.tmp", "note.json",
+                                  "\u00b2.json", "x/00000009.json"])
+def test_foreign_files_among_the_records_are_left_alone(models: Path, name: str) -> None:
+    version = registry.production_version(str(models), "weave")
+    path = models / "weave" / "production" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"version": "foreign"}')
+    assert registry.production_version(str(models), "weave") == version
+    assert registry.promote(str(models), "weave", version) == 2
+
+
+def test_only_a_whole_version_is_put_in_use(models: Path) -> None:
+    there = registry.production_version(str(models), "weave")
+    for name in ("cut", "bits", "other", "half"):
+        add_version(models, name)
+    (models / "weave" / "half" / "bundle.json").unlink()
+    (models / "weave" / "cut" / "weights.safetensors").unlink()
+    (models / "weave" / "bits" / "calibration.parquet").write_bytes(b"PAR1")
+    rewrite(models / "weave" / "other", lambda d: d.update(category="washer"))
+    for version, reason in (("none", "no bundle.json"), ("half", "no bundle.json"),
+                            ("cut", r"weights\.safetensors is missing"),
+                            ("bits", r"calibration\.parquet is damaged"),
+                            ("other", "a model of 'washer'")):
+        with pytest.raises(ModelError, match=rf"no whole version '{version}' in {models} \(.*"
+                           rf"{reason}.*\); its versions are: {there}, bits, cut, other$"):
+            registry.promote(str(models), "weave", version)
+    with pytest.raises(ModelError, match=r"'screw' has no whole .*; it has no version at all"):
+        registry.promote(str(models), "screw", there)
+    assert len(registry.history(str(models), "weave")) == 1 and not (models / "screw").exists()
+
+
+def test_rollbacks_go_back_one_by_one_and_never_forth(models: Path) -> None:
+    uri = str(models)
+    first = registry.production_version(uri, "weave")
+    for name in ("b", "c"):
+        registry.promote(uri, "weave", add_version(models, name))
+    found = registry.rollback(uri, "weave")
+    assert (found.sequence, found.version, found.rolled_back) == (4, "b", "c")
+    assert registry.in_use(uri, "weave") == found and found.why == "rollback from c"
+    assert registry.rollback(uri, "weave").version == first
+    with pytest.raises(ModelError, match=rf"nothing was in use before {first} that has not .*; its "
+                       rf"versions are: {first}, b, c"):
+        registry.rollback(uri, "weave")
+    registry.promote(uri, "weave", "c")  # for all that, it may be put in use again
+    assert registry.rollback(uri, "weave").version == first
+    assert [record.version for record in registry.history(uri, "weave")] == [
+        first, "b", "c", "b", first, "c", first]
+    with pytest.raises(ModelError, match="no model for category 'screw'"):
+        registry.rollback(uri, "screw")
+
+
+def test_a_rollback_to_a_damaged_version_changes_nothing(models: Path) -> None:
+    at = folder(models)
+    registry.promote(str(models), "weave", add_version(models, "b"))
+    (at / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=rf"no whole version '{at.name}'"):
+        registry.rollback(str(models), "weave")
+    assert registry.production_version(str(models), "weave") == "b"
+
+
+def test_a_rollback_that_another_promotion_overtook_is_refused(
+        models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(models)
+    for name in ("b", "c"):
+        add_version(models, name)
+    registry.promote(uri, "weave", "b")
+    seen = production.before
+
+    def overtaken(promotions: Sequence[registry.Promotion]) -> str | None:
+        registry.promote(uri, "weave", "c")
+        return seen(promotions)
+
+    monkeypatch.setattr(production, "before", overtaken)
+    with pytest.raises(LostRaceError, match="another version than b was put in use meanwhile"):
+        registry.rollback(uri, "weave")
+    assert registry.production_version(uri, "weave") == "c"
+    assert len(registry.history(uri, "weave")) == 3
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d", None]), max_size=30))
+def test_no_rollback_returns_to_a_version_that_was_rolled_back_from(
+        moves: list[str | None]) -> None:
+    records: list[registry.Promotion] = []
+    taken_out: set[str] = set()
+
+    def roll_back() -> bool:
+        to = production.before(records)
+        if to is None:
+            return False
+        here = records[-1].version
+        taken_out.add(here)
+        assert to not in taken_out and to in {record.version for record in records}
+        records.append(registry.Promotion(sequence=len(records) + 1, version=to, rolled_back=here))
+        return True
+
+    for move in [*moves, *[None] * 4]:  # None: a rollback
+        if move is None:
+            roll_back()
+            continue
+        taken_out.discard(move)
+        records.append(registry.Promotion(sequence=len(records) + 1, version=move))
+    assert not roll_back()  # four at most lead to the end
+    if records:
+        others = {record.version for record in records} - {records[-1].version}
+        assert others == taken_out  # and leave out none
+
+
+def test_verify_reads_everything_and_says_what_is_wrong(models: Path, tiny_models: Path) -> None:
+    uri, whole = str(models), registry.production_version(str(models), "weave")
+    for name in ("bits", "half", "keys", "other"):
+        add_version(models, name)
+    (models / "weave" / "half" / "bundle.json").unlink()
+    (models / "weave" / "foreign folder").mkdir()
+    (models / "weave" / "bits" / "weights.safetensors").write_bytes(b"x")
+    rewrite(models / "weave" / "keys", lambda d: d.update(colour="red"))
+    rewrite(models / "weave" / "other", lambda d: d.update(category="washer"))
+    shutil.copytree(tiny_models / "washer", models / "washer")
+    (models / "nothing").mkdir()
+    (models / ".hidden").mkdir()
+    found = {(check.category, check.folder): check for check in registry.verify(uri)}
+    states = {key: check.state for key, check in found.items()}
+    washer = registry.production_version(uri, "washer")
+    assert states == {
+        ("nothing", ""): "incomplete", ("washer", washer): "whole", ("weave", whole): "whole",
+        ("weave", "bits"): "damaged", ("weave", "foreign folder"): "incomplete",
+        ("weave", "half"): "incomplete", ("weave", "keys"): "damaged",
+        ("weave", "other"): "damaged"}
+    assert "weights.safetensors is damaged" in found["weave", "bits"].detail
+    assert "unknown or missing keys: colour" in found["weave", "keys"].detail
+    assert "a model of 'washer'" in found["weave", "other"].detail
+    assert [key for key, check in found.items() if check.in_production] == [
+        ("washer", washer), ("weave", whole)]
+    assert [check.category for check in registry.verify(uri, ["washer"])] == ["washer"]
+    with pytest.raises(ModelError, match=r"no category 'screw' in .*: nothing, washer, weave"):
+        list(registry.verify(uri, ["washer", "screw"]))
+
+
+def test_verify_finds_nan_behind_a_right_checksum(models: Path) -> None:
+    change_weights(folder(models), lambda t: t["mean_PC"][3].fill_(torch.nan))
+    check, = registry.verify(str(models))
+    assert check.state == "damaged" and "holds NaN" in check.detail and check.in_production
+
+
+def test_what_is_in_production_must_be_there(models: Path) -> None:
+    at = folder(models)
+    (at / "bundle.json").unlink()
+    check, = registry.verify(str(models))  # half-written, but in use
+    assert (check.folder, check.state, check.detail) == (at.name, "damaged", "no bundle.json")
+    shutil.rmtree(at)
+    assert [check] == list(registry.verify(str(models)))
+    (models / "weave" / "production" / "00000002.json").write_text("{}")
+    check, = registry.verify(str(models))
+    assert (check.folder, check.state) == ("production", "damaged")
+    assert "00000002.json does not name a version" in check.detail
+
+
+def test_an_older_version_is_put_in_use_again(models: Path) -> None:
     first = registry.load_bundle(str(models), "weave")
     changed = first.model
     changed.scale_22[0, 0] += 1

