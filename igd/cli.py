@@ -173,6 +173,10 @@ def train_all(
         "takes half a minute to start; auto: those that see 20,000 images or more (normals times "
         "epochs) and those of several workers. The others, and preset fast, are plain tasks on "
         "workers that are reused.")] = "auto",
+    promote: Annotated[str, typer.Option(
+        metavar="always|if-better|never", help="Which new versions go in production. if-better: "
+        "those not worse than the version there, by defects planted in normal images that "
+        "both were calibrated on.")] = "always",
     checkpoint_every: Annotated[float, typer.Option(
         min=0, metavar="SECONDS", help="Time between two checkpoints of a category's nets, at "
         "least.")] = 30.0,
@@ -209,7 +213,7 @@ def train_all(
     names = _names(categories) or datasets.categories(data)
     outcomes = _train(names, data, models, preset, settings, seed, queue, ray_address,
                       retrain=retrain, html=html, json_lines=json_lines,
-                      checkpoint_s=checkpoint_every)
+                      checkpoint_s=checkpoint_every, promote=promote)
     if any(outcome.error is not None for outcome in outcomes):
         raise typer.Exit(3)
 
@@ -670,11 +674,13 @@ def report(
 def _train(names: list[str], data: str, models: str, preset: str | None, settings: list[str],
            seed: int, queue: Queue, ray_address: str | None, *, retrain: bool = False,
            html: str | None = None, json_lines: str | None = None,
-           checkpoint_s: float = 30.0) -> list[Outcome]:
+           checkpoint_s: float = 30.0, promote: str = "always") -> list[Outcome]:
     from igd import storage
     from igd.config import preset_config
-    from igd.pipelines.category import CategoryTask
+    from igd.pipelines.category import PROMOTIONS, CategoryTask
 
+    if promote not in PROMOTIONS:
+        raise ConfigError(f"--promote {promote!r}: expected {', '.join(PROMOTIONS)}")
     preset_config(preset or "fast", settings, seed=seed)  # refused before a cluster is started
     _check_known(names, data)
     from igd.pipelines.cluster import connected
@@ -684,7 +690,8 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
         config = preset_config(chosen, settings, seed=seed)
         tasks = [CategoryTask(data=storage.canonical(data), category=name,
                               models=storage.canonical(models), config=config,
-                              preset_reason=reason, retrain=retrain, checkpoint_s=checkpoint_s)
+                              preset_reason=reason, retrain=retrain, checkpoint_s=checkpoint_s,
+                              promote=promote)
                  for name in names]
         print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} Ray CPUs, "
               f"{resources.gpus} GPUs", file=text, flush=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from igd import registry, storage
 from igd.config import Config, config_to_dict
 from igd.data.datasets import Loaded, load_normals, normal_images
-from igd.data.trees import ImageRef
+from igd.data.trees import ImageRef, read_image
 from igd.data.twins import draw_groups
+from igd.errors import ModelError
 from igd.model.igd import IGD
 from igd.pipelines import tensorboard
 from igd.pipelines.checkpoints import EVERY_S, StoredCheckpoints, clear, training_folder
@@ -28,6 +32,7 @@ from igd.pipelines.fingerprint import (
 )
 from igd.pipelines.progress import Event, Meter, Report, silent
 from igd.records import CALIBRATION
+from igd.score.compare import compare
 from igd.score.conformal import Calibrator
 from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
 from igd.train.calibrate import (
@@ -41,6 +46,9 @@ from igd.train.calibrate import (
 from igd.train.loop import Progress, findings, train_nets
 from igd.train.strip import strip
 
+Promotion = Literal["always", "if-better", "never"]
+PROMOTIONS: tuple[Promotion, ...] = get_args(Promotion)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryTask:
@@ -50,6 +58,8 @@ class CategoryTask:
         data: folder of category folders.
         models: where bundles go.
         preset_reason: who chose the preset.
+        promote: `if-better` compares with the version in production (`igd.score.compare`);
+            without one the new version is taken.
         retrain: also where a version of equal data, config and code is there.
         checkpoint_s: seconds between two checkpoints of the nets, at least.
     """
@@ -59,6 +69,7 @@ class CategoryTask:
     models: str
     config: Config
     preset_reason: str = "asked for"
+    promote: Promotion = "always"
     retrain: bool = False
     checkpoint_s: float = EVERY_S
 
@@ -116,7 +127,7 @@ def train_category(task: CategoryTask, report: Report = silent) -> Outcome:
     found = None if task.retrain else finished_version(
         task.models, task.category, task.config, listing=listing_of(refs))
     if found is not None:
-        return _already(task, found, began)
+        return _already(task, found, refs, began, report)
     loaded = _load(task, refs, report)
     fingerprint = Fingerprint(
         data=loaded.fingerprint, listing=listing_of(refs), images=len(loaded.keys),
@@ -124,7 +135,7 @@ def train_category(task: CategoryTask, report: Report = silent) -> Outcome:
     found = None if task.retrain else finished_version(
         task.models, task.category, task.config, data=loaded.fingerprint)
     if found is not None:
-        return _already(task, found, began)
+        return _already(task, found, refs, began, report)
     for line in changes(task.models, task.category, fingerprint):
         report(Event(task.category, "new training", text=line))
     group_N = normal_groups(loaded, task.config)
@@ -136,13 +147,13 @@ def train_category(task: CategoryTask, report: Report = silent) -> Outcome:
         _rows(trained.calibration, loaded),
         _provenance(task, loaded, group_N, fingerprint, trained, time.monotonic() - began),
         trained.files)
-    registry.promote(task.models, task.category, version)
+    why = _promote(task, version, refs, report)
     clear(task.models, task.category)
     return Outcome(
-        category=task.category, preset=task.config.preset, version=version,
+        category=task.category, preset=task.config.preset, version=version, why=why,
         images=len(loaded.keys), near_duplicate_groups=int(group_N.max()) + 1,
         skipped=loaded.skipped, unseen=loaded.unseen, seconds=time.monotonic() - began,
-        smallest_alpha=smallest, why="in production",
+        smallest_alpha=smallest,
         tensorboard=_shown(task, version) if trained.files else None)
 
 
@@ -153,19 +164,50 @@ def normal_groups(loaded: Loaded, config: Config) -> Tensor:
         min_correlation=config.calibration.twin_correlation))
 
 
-def _already(task: CategoryTask, version: str, began: float) -> Outcome:
+def _already(task: CategoryTask, version: str, refs: Sequence[ImageRef], began: float,
+             report: Report) -> Outcome:
     """A finished version; it is promoted if its training was killed before it could be."""
-    why = "as it was"
-    if version not in {record.version for record in registry.history(task.models, task.category)}:
-        registry.promote(task.models, task.category, version)
-        why = "in production"
+    known = {record.version for record in registry.history(task.models, task.category)}
+    why = "as it was" if version in known else _promote(task, version, refs, report)
     clear(task.models, task.category)
     training = registry.describe(task.models, task.category, version)["training"]
     return Outcome(
         category=task.category, preset=task.config.preset, version=version, already=True, why=why,
         images=training["images"], smallest_alpha=training["smallest_alpha"],
+        near_duplicate_groups=training["near_duplicate_groups"],
         seconds=time.monotonic() - began,
         tensorboard=None if task.config.preset == "fast" else _shown(task, version))
+
+
+def _promote(task: CategoryTask, version: str, refs: Sequence[ImageRef], report: Report) -> str:
+    """Puts a version in production, if it is to be; says what was done and why."""
+    if task.promote == "never":
+        return "not put in production, as asked for"
+    present = registry.in_use(task.models, task.category)
+    if task.promote == "always" or present is None:
+        registry.promote(task.models, task.category, version, why="trained")
+        return "in production"
+    candidate = registry.load_bundle(task.models, task.category, version)
+    try:
+        production = registry.load_bundle(task.models, task.category, present.version)
+    except ModelError as error:
+        why = f"{present.version} was in production and cannot be used: {error}"
+        registry.promote(task.models, task.category, version, why=why)
+        return f"in production: {why}"
+    ref_of = {ref.key: ref for ref in refs}
+    rows = candidate.calibration.select(["image", "sha256"]).to_pylist()
+    comparison = compare(
+        candidate, production,
+        {row["sha256"]: partial(_source, ref_of[row["image"]], task.config) for row in rows
+         if row["image"] in ref_of},
+        progress=Meter(task.category, report, "comparing", images_per_step=2))
+    if comparison.takes_candidate:
+        registry.promote(task.models, task.category, version, why=comparison.why)
+    return comparison.why
+
+
+def _source(ref: ImageRef, config: Config) -> NDArray[np.uint8]:
+    return read_image(ref, config.image)[0]
 
 
 def _shown(task: CategoryTask, version: str) -> str:

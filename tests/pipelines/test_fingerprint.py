@@ -78,7 +78,7 @@ def test_a_new_training_says_what_has_changed(task: CategoryTask,
 
 def test_a_version_that_was_saved_but_never_promoted_is_promoted(
         task: CategoryTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*args: object) -> None:
+    def killed(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
