@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from igd.errors import DivergedError, NotFittedError
+
+Mean = Callable[[Tensor], Tensor]
+"""From a mean over the rows at hand to that over all rows, which several workers may share."""
 
 SIGMA2_MIN = 1.0
 """Lower bound of the total sigma^2 (Eq. 7)."""
@@ -32,15 +37,18 @@ class Gaussian(nn.Module):
         """Whether `fit` was called, or a fitted state loaded."""
         return bool(self.sigma2 > 0)
 
-    def fit(self, z_ND: Tensor, kappa: float) -> None:
+    def fit(self, z_ND: Tensor, kappa: float, mean: Mean = lambda own: own) -> None:
         """E-step: mu = mean f(x); sigma^2 = max(1, kappa * mean ||f(x) - mu||^2), Eq. 7.
+
+        Args:
+            mean: takes both means over all rows, where `z_ND` are not all of them.
 
         Raises:
             DivergedError: a descriptor is not finite, or all of them are equal.
         """
-        mu_D, square_N = _centred(z_ND)
+        mu_D, _, spread = _centred(z_ND, mean)
         self.mu_D.copy_(mu_D)
-        self.sigma2.copy_((kappa * square_N.mean()).clamp(min=SIGMA2_MIN))
+        self.sigma2.copy_((kappa * spread).clamp(min=SIGMA2_MIN))
 
     def fit_sphere(self, z_ND: Tensor, nu: float) -> None:
         """Soft-boundary Deep SVDD (Ruff et al. 2018, Section 3.3).
@@ -50,7 +58,7 @@ class Gaussian(nn.Module):
         Raises:
             DivergedError: as `fit`.
         """
-        mu_D, square_N = _centred(z_ND)
+        mu_D, square_N, _ = _centred(z_ND, lambda own: own)
         if self.fitted:
             square_N = (z_ND.detach().double() - self.mu_D).square().sum(1)
         else:
@@ -74,12 +82,12 @@ def gsvdd(distance_N: Tensor) -> Tensor:
     return -torch.expm1(-distance_N)
 
 
-def _centred(z_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and squared distances to it, in float64, of descriptors that differ."""
+def _centred(z_ND: Tensor, mean: Mean) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, squared distances to it and their mean, in float64, of descriptors that differ."""
     z_ND = z_ND.detach().double()
-    mu_D = z_ND.mean(0)
+    mu_D = mean(z_ND.mean(0))
     square_N = (z_ND - mu_D).square().sum(1)
-    spread = square_N.mean()
+    spread = mean(square_N.mean())
     if not torch.isfinite(spread):
         raise DivergedError("a descriptor is NaN or infinite in the E-step: lower train.lr")
     if spread <= COLLAPSED * mu_D.square().sum():
@@ -87,4 +95,4 @@ def _centred(z_ND: Tensor) -> tuple[Tensor, Tensor]:
             f"the Gaussian collapsed: all {len(z_ND)} descriptors are equal (mean squared "
             f"distance to the centre {float(spread):.3g}); expected different training "
             "images and an encoder that tells them apart")
-    return mu_D, square_N
+    return mu_D, square_N, spread

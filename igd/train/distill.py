@@ -105,14 +105,19 @@ class Distillation:
         self.encoder.zero_grad()
 
     def _step(self) -> None:
+        workers = self.inputs.workers
         batch_B = torch.randint(len(self.kept_K), (self.config.batch_size,),
-                                generator=self.generator)
+                                generator=self.generator)[workers.mine(self.config.batch_size)]
         features_BF = self.join(self.encoder.features(self.inputs.pixels(self.kept_K[batch_B])))
         loss = (features_BF - self.target_KF[batch_B.to(self.target_KF.device)]).square().mean()
         self.adam.zero_grad()
         loss.backward()
+        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        *grads, loss = workers.mean([*grads, loss.detach()], len(batch_B))
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
         self.adam.step()
-        self._losses.append(loss.detach())
+        self._losses.append(loss)
 
 
 def teacher_targets(inputs: Inputs, input_K: Tensor, teacher: Teacher,
@@ -126,13 +131,14 @@ def teacher_targets(inputs: Inputs, input_K: Tensor, teacher: Teacher,
     """
     parts = []
     with torch.no_grad():
-        for chunk in torch.split(input_K, TEACHER_CHUNK):
+        own_K = input_K[inputs.workers.mine(len(input_K))]
+        for chunk in torch.split(own_K, TEACHER_CHUNK):
             raw = inputs.raw(chunk).float()
             if raw.shape[-1] < patch_side:
                 raw = F.interpolate(raw, (patch_side, patch_side), mode="bilinear",
                                     align_corners=False)
             parts.append(teacher.pooled(raw))
-    raw_KF = torch.cat(parts)
+    raw_KF = inputs.workers.gather(torch.cat(parts), len(input_K))
     centred_KF = raw_KF - raw_KF.mean(0)
     scale = centred_KF.square().mean().sqrt()
     if not bool(scale > SAME * raw_KF.square().mean().sqrt()):

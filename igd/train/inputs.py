@@ -7,6 +7,7 @@ from torch import Tensor
 
 from igd.model.igd import CHUNK, IGD, Branch, patches
 from igd.model.networks import Encoder, FeatureEncoder
+from igd.train.workers import ALONE, Workers
 
 MEASURED_IMAGES = 64
 MEASURED_PATCHES = 2048
@@ -22,13 +23,16 @@ class Inputs:
     Attributes:
         each: inputs per image.
         total: inputs in all.
+        workers: who share the work; each holds all images.
         features_IF: what the frozen part of the encoder says of every input, after `freeze`:
             4 F bytes each, F up to 1,280 for images and 512 for patches.
     """
 
-    def __init__(self, model: IGD, name: str, images_NCHW_uint8: Tensor) -> None:
+    def __init__(self, model: IGD, name: str, images_NCHW_uint8: Tensor,
+                 workers: Workers = ALONE) -> None:
         self.model = model
         self.name = name
+        self.workers = workers
         self.images = images_NCHW_uint8
         self._grid = (patches(images_NCHW_uint8) if name == "local"
                       else images_NCHW_uint8[:, None, None])
@@ -86,13 +90,15 @@ class Inputs:
 
     def freeze(self) -> None:
         """Keeps the encoder's features: its layers below the linear one change no more."""
-        encoder = self.encoder
+        encoder, workers = self.encoder, self.workers
         with torch.no_grad():
             if isinstance(encoder, Encoder):
-                chunks = torch.split(torch.arange(self.total), CHUNK)
-                self.features_IF = torch.cat([encoder.features(self.pixels(chunk))
-                                              for chunk in chunks])
+                chunks = torch.split(workers.mine(self.total), CHUNK)
+                own_PF = torch.cat([encoder.features(self.pixels(chunk)) for chunk in chunks])
+                self.features_IF = workers.gather(own_PF, self.total)
             else:
-                self.features_IF = torch.cat([
-                    self.model.teacher_features(self.name, image_1CHW)
-                    for image_1CHW in torch.split(self.images, 1)])
+                n = len(self.images)
+                own_BEF = torch.stack([
+                    self.model.teacher_features(self.name, self.images[i:i + 1])
+                    for i in workers.mine(n).tolist()])
+                self.features_IF = workers.gather(own_BEF, n).flatten(0, 1)

@@ -25,6 +25,7 @@ from igd.train.distill import Distillation
 from igd.train.inputs import Inputs
 from igd.train.schedule import poly_lr
 from igd.train.step import MStep, draw_alpha, e_step
+from igd.train.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +56,28 @@ SATURATED = 1e-6
 
 def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | None = None,
                report: Report = lambda progress: None,
-               checkpoints: Checkpoints | None = None) -> IGD:
+               checkpoints: Checkpoints | None = None, workers: Workers = ALONE) -> IGD:
     """Distils and trains every branch by EM; all randomness comes from `config.seed`.
 
-    Equal images, config, machine and thread count give equal bits, in one go or taken up from a
-    checkpoint.
+    Equal images, config, machine, thread count and number of workers give equal bits, in one go
+    or taken up from a checkpoint. Several workers train what one trains, up to rounding; every
+    one of them returns the model.
 
     Args:
         images_NCHW_uint8: normal RGB images (N, 3, 256, 256), on the device to train on; 32x32
             where `net.branches` is "local".
         teacher: the frozen network, on the same device, where an encoder needs it.
-        report: called after every epoch, and now and then in a distillation.
+        report: called after every epoch, and now and then in a distillation; on every worker,
+            with the same numbers.
         checkpoints: offered the state after every epoch and every iteration of a distillation;
-            training goes on from the last one, which must be of equal images and config.
+            training goes on from the last one, which must be of equal images and config. Of
+            several workers the first alone offers, and all must be given the same last one.
+        workers: who share the batches; each calls this with all images.
 
     Raises:
-        ModelError: images of another shape or type, or a missing teacher.
-        DivergedError: a term is NaN or infinite, or a Gaussian collapsed.
+        ModelError: images of another shape or type, a missing teacher, or workers that were not
+            given the same.
+        DivergedError: a term is NaN or infinite, or a Gaussian collapsed; on every worker.
     """
     side = SIDE if config.net.branches == "both" else PATCH
     shape = tuple(images_NCHW_uint8.shape)
@@ -82,7 +88,7 @@ def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | 
         torch.manual_seed(config.seed)
         model = IGD(config, teacher).to(images_NCHW_uint8.device)
         _Training(model, images_NCHW_uint8, config, teacher, report,
-                  checkpoints or NoCheckpoints()).run()
+                  checkpoints or NoCheckpoints(), workers).run()
     return model.eval()
 
 
@@ -108,9 +114,11 @@ class _Training:
     """The branches one after the other, from the start or from a checkpoint."""
 
     def __init__(self, model: IGD, images_NCHW_uint8: Tensor, config: Config,
-                 teacher: Teacher | None, report: Report, checkpoints: Checkpoints) -> None:
+                 teacher: Teacher | None, report: Report, checkpoints: Checkpoints,
+                 workers: Workers) -> None:
         self.model, self.images, self.config = model, images_NCHW_uint8, config
         self.teacher, self.report, self.checkpoints = teacher, report, checkpoints
+        self.workers = workers
         self.generator = torch.Generator()
 
     def run(self) -> None:
@@ -119,9 +127,18 @@ class _Training:
         if saved is not None:
             self.model.load_state_dict(saved.part("model"))
             names = names[names.index(saved.branch):]
+        self._check_workers(saved)
         for name in names:
-            self._branch(Inputs(self.model, name, self.images), saved)
+            self._branch(Inputs(self.model, name, self.images, self.workers), saved)
             saved = None
+
+    def _check_workers(self, saved: Snapshot | None) -> None:
+        """Whatever differed at the start would differ ever more."""
+        self.workers.check_same(
+            self.images.device, images=[self.images], config=[repr(self.config)],
+            weights=self.model.state_dict().values(),
+            checkpoint=[] if saved is None else [
+                f"{saved.branch} {saved.phase} {saved.done}", *saved.tensors.values()])
 
     def _branch(self, inputs: Inputs, saved: Snapshot | None) -> None:
         kind = self.config.net.encoders[inputs.name]
@@ -153,6 +170,8 @@ class _Training:
 
     def _offer(self, branch: str, phase: Phase, done: int,
                tensors: Callable[[], dict[str, Tensor]]) -> None:
+        if self.workers.rank > 0:
+            return
         self.checkpoints.offer(lambda: Snapshot(
             branch=branch, phase=phase, done=done, tensors=copied({
                 **tensors(), **within("model", self.model.state_dict()),
@@ -173,7 +192,8 @@ class _Em:
         self.config = config
         self.generator = generator
         self.m_step = MStep(inputs.branch, config.train,
-                            frozen=config.net.encoders[inputs.name] != "trained")
+                            frozen=config.net.encoders[inputs.name] != "trained",
+                            workers=inputs.workers)
         self.epoch = 0
         if saved is not None:
             self.epoch = saved.done
@@ -242,7 +262,9 @@ class _Em:
     def _m_step(self, batch: Tensor, lr: float) -> dict[str, Tensor]:
         inputs = self.inputs
         input_P = inputs.draw(batch, self.config.train.patches_per_image, self.generator)
+        alpha_P = draw_alpha(len(input_P), self.generator)
+        mine = inputs.workers.mine(len(input_P))
+        input_P, alpha_P = input_P[mine], alpha_P[mine]
         x_PCHW = inputs.pixels(input_P)
         seen = x_PCHW if inputs.features_IF is None else inputs.seen(input_P)
-        alpha_P = draw_alpha(len(input_P), self.generator).to(x_PCHW.device)
-        return self.m_step(seen, x_PCHW, alpha_P, lr)
+        return self.m_step(seen, x_PCHW, alpha_P.to(x_PCHW.device), lr)

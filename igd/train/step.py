@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from igd.model.losses import (
 )
 from igd.train.checkpoint import Snapshot, adam_tensors, restore_adam, within
 from igd.train.inputs import Inputs
+from igd.train.workers import ALONE, Workers
 
 CHUNK = 225
 """Inputs per forward in the E-step."""
@@ -35,8 +38,9 @@ def e_step(inputs: Inputs, input_P: Tensor, train: TrainConfig, *,
         measured: numbers of those that BatchNorm is measured on, in one batch; None leaves the
             statistics alone. Those of a frozen encoder always stay.
     """
-    branch = inputs.branch
+    branch, workers = inputs.branch, inputs.workers
     if measured is not None:
+        # All workers alike: the inputs are few, and statistics of one batch.
         seen = inputs.seen(measured)
         with torch.no_grad():
             z_ND = (measure_batch_norm(branch.encoder, seen) if inputs.features_IF is None
@@ -44,20 +48,23 @@ def e_step(inputs: Inputs, input_P: Tensor, train: TrainConfig, *,
         measure_batch_norm(branch.decoder, z_ND)
     with torch.no_grad():
         z_ND = torch.cat([branch.describe(inputs.seen(chunk))
-                          for chunk in torch.split(input_P, CHUNK)])
+                          for chunk in torch.split(input_P[workers.mine(len(input_P))], CHUNK)])
     if train.descriptor == "dsvdd":
-        branch.gaussian.fit_sphere(z_ND, train.nu)
+        # A quantile does not come from moments: it takes all descriptors.
+        branch.gaussian.fit_sphere(workers.gather(z_ND, len(input_P)), train.nu)
     else:
-        branch.gaussian.fit(z_ND, train.kappa)
+        branch.gaussian.fit(z_ND, train.kappa, lambda own: workers.mean([own], len(z_ND))[0])
 
 
 class MStep:
     """Simultaneous updates of a branch's critic and of its encoder and decoder (Eq. 4)."""
 
-    def __init__(self, branch: Branch, train: TrainConfig, *, frozen: bool = False) -> None:
+    def __init__(self, branch: Branch, train: TrainConfig, *, frozen: bool = False,
+                 workers: Workers = ALONE) -> None:
         """`frozen`: of the encoder only the linear layer is trained."""
         self.branch = branch
         self.train = train
+        self.workers = workers
         encoder = branch.encoder.linear if frozen else branch.encoder
         self._generator_parameters = [*encoder.parameters(), *branch.decoder.parameters()]
         self._critic_parameters = list(branch.critic.parameters())
@@ -80,6 +87,8 @@ class MStep:
                  lr: float) -> dict[str, Tensor]:
         """One update; both gradients are taken before either weight moves.
 
+        Of several workers each gives its own rows; losses, and so gradients, are means over all.
+
         Args:
             seen: what the encoder reads, one row per image or patch.
             x_NCHW: the normalised pixels of the same.
@@ -96,13 +105,20 @@ class MStep:
                                   weight=self.train.adversarial_weight)
         if self.train.descriptor != "none":
             loss = loss + terms[self.train.descriptor]
-        generator_grads = torch.autograd.grad(loss, self._generator_parameters,
-                                              retain_graph=self.train.interpolation)
+        generator_grads = self._mean(
+            torch.autograd.grad(loss, self._generator_parameters,
+                                retain_graph=self.train.interpolation), x_NCHW)
         if self.train.interpolation:
-            critic_grads = torch.autograd.grad(terms["critic"], self._critic_parameters)
+            critic_grads = self._mean(
+                torch.autograd.grad(terms["critic"], self._critic_parameters), x_NCHW)
             _update(self._critic_adam, self._critic_parameters, critic_grads, lr)
         _update(self._generator_adam, self._generator_parameters, generator_grads, lr)
-        return {name: term.detach() for name, term in terms.items()}
+        means = self._mean([term.detach() for term in terms.values()], x_NCHW)
+        return dict(zip(terms, means, strict=True))
+
+    def _mean(self, own: Sequence[Tensor], x_NCHW: Tensor) -> list[Tensor]:
+        """Over the rows of all workers, from means over these."""
+        return self.workers.mean(own, len(x_NCHW))
 
     def _losses(self, seen: Tensor, x_NCHW: Tensor, alpha_N: Tensor) -> dict[str, Tensor]:
         branch, train = self.branch, self.train
@@ -140,7 +156,7 @@ def draw_alpha(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _update(adam: torch.optim.Adam, parameters: list[nn.Parameter],
-            grads: tuple[Tensor, ...], lr: float) -> None:
+            grads: Sequence[Tensor], lr: float) -> None:
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad
     for group in adam.param_groups:
