@@ -158,7 +158,9 @@ def draw_alpha(n: int, generator: torch.Generator) -> Tensor:
 def _update(adam: torch.optim.Adam, parameters: list[nn.Parameter],
             grads: Sequence[Tensor], lr: float) -> None:
     for parameter, grad in zip(parameters, grads, strict=True):
-        parameter.grad = grad
+        # Fused Adam on the CPU reads both in order of memory: a gradient laid out channels-last
+        # would reach the wrong weights of a contiguous kernel, without a word.
+        parameter.grad = torch.empty_like(parameter).copy_(grad)
     for group in adam.param_groups:
         group["lr"] = lr
     adam.step()

@@ -154,6 +154,23 @@ def test_gradients_are_those_of_the_two_losses_taken_apart(branch):
         torch.testing.assert_close(seen[p], grad, rtol=1e-3, atol=1e-6)
 
 
+def test_every_weight_moves_by_its_own_gradient(branch):
+    """Adam's first step is lr against the sign of the gradient, wherever that is not tiny."""
+    x, alpha = make_patches(), torch.full((24,), 0.3)
+    m_step = MStep(branch, TrainConfig(lr=1e-3, weight_decay=0.0))
+    grads = {}
+    for adam in (m_step._generator_adam, m_step._critic_adam):
+        adam.register_step_pre_hook(lambda adam, *_: grads.update(
+            {p: p.grad.clone() for p in adam.param_groups[0]["params"]}))
+    before = {name: p.detach().clone() for name, p in branch.named_parameters()}
+    m_step(x, x, alpha, 1e-3)
+    for name, p in branch.named_parameters():
+        large = grads[p].abs() > 1e-5
+        moved = (p.detach() - before[name])[large]
+        torch.testing.assert_close(moved, -1e-3 * grads[p][large].sign(), rtol=0.01, atol=1e-6,
+                                   msg=name)
+
+
 def test_alpha_is_between_zero_and_a_half():
     alpha = draw_alpha(1000, torch.Generator().manual_seed(0))
     assert 0 <= alpha.min() < 0.05
