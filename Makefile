@@ -1,13 +1,14 @@
 # Everything on a machine with Python 3.11+ and make:
 #   make demo    train, evaluate, score, verify and report on synthetic data
 #   make test    the test suite        make check   lint and types
+#   make proof   kills in a fake cluster, many times; results in proofs/results/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: demo test check setup clean
+.PHONY: demo test proof check setup clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -28,6 +29,11 @@ demo: $(READY)
 test: $(READY)
 	bash tests/debian-packages.sh
 	$(BIN)/pytest
+
+proof: $(READY)
+	$(BIN)/python proofs/train_chaos.py --rounds 5
+	$(BIN)/python proofs/train_chaos.py --rounds 2 --trainer always --seed 1 \
+	  --out proofs/results/train_chaos_trainers.json
 
 check: $(READY)
 	$(BIN)/ruff check .

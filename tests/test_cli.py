@@ -247,3 +247,29 @@ def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     page = run("report", *where)
     assert page.returncode == 0, page.stderr
     assert "broken.png" in Path(page.stdout.split()[-1].removeprefix("file://")).read_text()
+
+
+@pytest.mark.timeout(300)
+def test_train_all_tells_machines_and_people_and_goes_on(tiny_data, tmp_path) -> None:
+    data, models = tmp_path / "data", tmp_path / "models"
+    shutil.copytree(tiny_data / "weave" / "train", data / "weave" / "train")
+    few = data / "few" / "train" / "good"
+    few.mkdir(parents=True)
+    for number in range(3):
+        shutil.copy(data / "weave" / "train" / "good" / f"00{number}.png", few)
+    words = ["train-all", data, "--models", models, "--preset", "fast", "--set", "image.size=64",
+             "--min-images", 5]
+    first = run(*words, "--json", "-", "--html", tmp_path / "page.html", timeout_s=120)
+    assert first.returncode == 3, first.stderr
+    events = [json.loads(line) for line in first.stdout.splitlines()]
+    assert {event["event"] for event in events[:-1]} == {"progress"}
+    summary = events[-1]
+    assert summary["event"] == "summary"
+    state = {found["category"]: found["error"] for found in summary["categories"]}
+    assert state["weave"] is None and "expected at least 5" in state["few"]
+    assert "FAILED few: 3 of 3 training images can be read" in first.stderr
+    assert "1 of 2 categories have a model" in first.stderr
+    assert "3 of 3 training images" in (tmp_path / "page.html").read_text()
+    again = run(*words, timeout_s=120)
+    assert again.returncode == 3 and "finished before: weave (fast)" in again.stdout
+    assert "1 had it before" in again.stdout

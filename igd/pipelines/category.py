@@ -45,6 +45,7 @@ from igd.train.calibrate import (
 )
 from igd.train.loop import Progress, findings, train_nets
 from igd.train.strip import strip
+from igd.train.workers import ALONE, Workers
 
 Promotion = Literal["always", "if-better", "never"]
 PROMOTIONS: tuple[Promotion, ...] = get_args(Promotion)
@@ -109,13 +110,17 @@ class Outcome:
     attempts: int = 1
 
 
-def train_category(task: CategoryTask, report: Report = silent) -> Outcome:
+def train_category(task: CategoryTask, report: Report = silent, *, device: str | None = None,
+                   workers: Workers = ALONE) -> Outcome:
     """Trains, calibrates and promotes a category; goes on where it was interrupted.
 
     What is finished, a version of equal data, config and code, is not trained again.
 
     Args:
         report: told how far it is.
+        device: that the nets are trained on; by default a GPU, if torch sees one.
+        workers: that train the nets together, each calling this; the first one does the rest,
+            and the outcome of the others has no version.
 
     Raises:
         DataError: too few readable normals, or too few of them held out.
@@ -139,7 +144,9 @@ def train_category(task: CategoryTask, report: Report = silent) -> Outcome:
     for line in changes(task.models, task.category, fingerprint):
         report(Event(task.category, "new training", text=line))
     group_N = normal_groups(loaded, task.config)
-    trained = _train(task, loaded, group_N, fingerprint, report)
+    trained = _train(task, loaded, group_N, fingerprint, report, device, workers)
+    if trained is None:
+        return Outcome(category=task.category, preset=task.config.preset)
     report(Event(task.category, "saving"))
     smallest = Calibrator(trained.calibration.score_M.numpy()).smallest_alpha
     version = registry.save_bundle(
@@ -238,20 +245,24 @@ class _Trained:
 
 
 def _train(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint: Fingerprint,
-           report: Report) -> _Trained:
+           report: Report, device: str | None, workers: Workers) -> _Trained | None:
     image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
     if task.config.preset == "fast":
         report(Event(task.category, "fitting"))
         with pinned_threads(THREADS):
             return _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher(), group_N))
-    return _train_nets(task, image_NCHW, group_N, fingerprint, report)
+    return _train_nets(task, image_NCHW, group_N, fingerprint, report,
+                       device or ("cuda" if torch.cuda.is_available() else "cpu"), workers)
 
 
 def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
-                fingerprint: Fingerprint, report: Report) -> _Trained:
-    """Trains on the device at hand; scores the held-out normals as they will be scored."""
+                fingerprint: Fingerprint, report: Report, device: str,
+                workers: Workers) -> _Trained | None:
+    """Trains on the device; scores the held-out normals as they will be scored, on the CPU.
+
+    None of a worker that only helped.
+    """
     config = task.config
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     train_N, held = split_normals(group_N, config)
     scale_K, held_M = split_held_out(held, group_N, config)
     teacher = registry.training_teacher(config.net, device)
@@ -273,7 +284,9 @@ def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
                      "checkpoint.safetensors"), timed, every_s=task.checkpoint_s,
         say=lambda text: report(Event(task.category, "taking up", text=text)))
     trained = train_nets(image_NCHW[train_N].to(device), config, teacher=teacher,
-                         report=step_done, checkpoints=checkpoints)
+                         report=step_done, checkpoints=checkpoints, workers=workers)
+    if workers.rank > 0:
+        return None
     model = registry.build_model(config)
     assert isinstance(model, IGD)
     model.load_state_dict(trained.cpu().state_dict())

@@ -18,7 +18,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
 
 from igd import storage
 from igd.config import config_from_dict, config_to_dict
@@ -28,6 +28,7 @@ from igd.pipelines.category import CategoryTask, Outcome, train_category
 from igd.pipelines.checkpoints import training_folder
 from igd.pipelines.cluster import EXTRA_CPUS, Resources, own_error
 from igd.pipelines.progress import Event, Report, silent
+from igd.train.workers import Workers
 
 POLL_S = 0.5
 TRAINER_IMAGES = 20_000
@@ -219,13 +220,13 @@ def _start(attempt: _Attempt, queue: Queue, place: Place, board: Any) -> Any:
     if needs_trainer(task, attempt.size, queue):
         return _trainer_task.remote(task, place, queue.retries, board)
     return _train_task.options(
-        num_cpus=place.cpus, num_gpus=place.gpus).remote(task, place.cpus, board)
+        num_cpus=place.cpus, num_gpus=place.gpus).remote(task, place, board)
 
 
 @ray.remote(max_retries=0, runtime_env={"env_vars": KEEP_MEMORY})
-def _train_task(task: CategoryTask, threads: int, board: Any) -> Outcome:
-    torch.set_num_threads(threads)
-    return train_category(task, board.post.remote)
+def _train_task(task: CategoryTask, place: Place, board: Any) -> Outcome:
+    torch.set_num_threads(place.cpus)
+    return train_category(task, board.post.remote, device="cuda" if place.gpus else "cpu")
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -255,12 +256,14 @@ def _trainer_task(task: CategoryTask, place: Place, retries: int, board: Any) ->
 
 
 def _train_loop(config: dict[str, Any]) -> Outcome | IgdError:
-    """What runs on the trainer's worker. Ray Train would try again after any exception."""
+    """What runs on each of the trainer's workers; Ray Train would retry after any exception."""
     torch.set_num_threads(config["threads"])
     plain = config["task"]
     task = CategoryTask(**{**plain, "config": config_from_dict(plain["config"], where="task")})
+    workers = Workers.of_process_group()
     try:
-        return train_category(task, config["board"].post.remote)
+        return train_category(task, config["board"].post.remote if workers.rank == 0 else silent,
+                              device=str(get_device()), workers=workers)
     except IgdError as error:
         if isinstance(error, StorageError):
             raise

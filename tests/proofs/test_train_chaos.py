@@ -1,0 +1,35 @@
+"""The short form of `make proof`: one kill of each kind, in a fake cluster of three nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROOF = Path(__file__).parents[2] / "proofs" / "train_chaos.py"
+
+
+@pytest.mark.timeout(600)
+def test_kills_cost_no_category_and_no_bit(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    ran = subprocess.run(
+        [sys.executable, str(PROOF), "--rounds", "1", "--kinds", "node,driver", "--out", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=580)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert [each["kind"] for each in found["rounds"]] == ["node", "driver"]
+    assert found["rounds"][1]["exit_codes"] == [-9, 0]  # the driver was killed, and run again
+
+
+def test_the_committed_results_are_without_a_problem() -> None:
+    files = sorted((PROOF.parent / "results").glob("train_chaos*.json"))
+    assert len(files) == 2
+    for file in files:
+        found = json.loads(file.read_text())
+        assert found["problems"] == 0
+        assert {each["kind"] for each in found["rounds"]} == {"worker", "node", "driver"}
+        assert all(each["killed"] and each["exit_codes"][-1] == 0 for each in found["rounds"])
