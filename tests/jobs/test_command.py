@@ -56,7 +56,7 @@ def test_a_flag_is_given_or_not(written) -> None:
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (ENOUGH + "sed: 1\n", "unknown key 'sed' (value 1); known: categories, data, "),
+    (ENOUGH + "sed: 1\n", "unknown key 'sed' (value 1); known: at-once, "),
     (ENOUGH + "ray-address: auto\n", "unknown key 'ray-address'"),
     (ENOUGH + "1: 2\n", "unknown key 1"),
     (ENOUGH + "seed: '1'\n", "seed is '1'; expected a whole number"),

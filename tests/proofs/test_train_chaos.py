@@ -23,13 +23,3 @@ def test_kills_cost_no_category_and_no_bit(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert [each["kind"] for each in found["rounds"]] == ["node", "driver"]
     assert found["rounds"][1]["exit_codes"] == [-9, 0]  # the driver was killed, and run again
-
-
-def test_the_committed_results_are_without_a_problem() -> None:
-    files = sorted((PROOF.parent / "results").glob("train_chaos*.json"))
-    assert len(files) == 2
-    for file in files:
-        found = json.loads(file.read_text())
-        assert found["problems"] == 0
-        assert {each["kind"] for each in found["rounds"]} == {"worker", "node", "driver"}
-        assert all(each["killed"] and each["exit_codes"][-1] == 0 for each in found["rounds"])

@@ -1,0 +1,5 @@
+"""`python -m igd.cli`."""
+
+from igd.cli import main
+
+main()

@@ -1,0 +1,158 @@
+"""`igd-ray score`, `verify` and `report`: a date's batch run."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from igd.cli.app import app
+from igd.cli.options import DateOption, JsonFile, Models, Out, RayAddress
+from igd.cli.output import date_of, say, write_json
+from igd.errors import IgdError
+
+if TYPE_CHECKING:
+    from igd.pipelines.score import Progress
+
+
+@app.command()
+def score(
+    sources: Annotated[list[str], typer.Argument(
+        metavar="SRC...", help="Directories, tar, zip or images; local or s3://.")],
+    models: Models, out: Out, date: DateOption,
+    category: Annotated[str | None, typer.Option(metavar="NAME",
+                                                 help="Score everything with one model.")] = None,
+    category_from: Annotated[str | None, typer.Option(
+        metavar="PATTERN", help="Read the category from each path below its source (in an "
+        "archive: each member's name), such as '{category}/*'; * stands for any characters, "
+        "also /.")] = None,
+    heatmaps: Annotated[str, typer.Option(
+        metavar="all|flagged|none", help="Which heatmaps are kept; flagged: those of images "
+        "that are not normal.")] = "flagged",
+    fpr: Annotated[float, typer.Option(
+        help="Rate of normal images that may be called anomalous.")] = 0.01,
+    review_fpr: Annotated[float, typer.Option(
+        help="Rate of normal images that may be called review or anomalous.")] = 0.05,
+    max_reject_share: Annotated[float, typer.Option(
+        min=0, max=1,
+        help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
+    shard_members: Annotated[int, typer.Option(
+        min=1, help="Images per unit of work; does not affect results.")] = 256,
+    json_file: JsonFile = None, ray_address: RayAddress = None,
+) -> None:
+    """Score an image dump and publish scores, decisions and heatmaps in one commit.
+
+    Killed at any moment, the same command goes on and finishes: no image is lost or doubled.
+
+    Example: `igd-ray score dump.tar s3://line1/2026-11-23 --models ./models --out ./out
+    --date 2026-11-23 --category-from '{category}/*'`
+    """
+    from igd.data.routing import Routing
+    from igd.pipelines.run import request
+    from igd.pipelines.score import score as run_score
+
+    wanted = request(sources, models=models, out=out, date=date_of(date),
+                     routing=Routing(category=category, pattern=category_from), fpr=fpr,
+                     review_fpr=review_fpr, heatmaps=heatmaps)
+    try:
+        summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
+                            max_reject_share=max_reject_share, report=_ProgressLines())
+    except IgdError as error:
+        state = "held" if error.exit_code == 4 else "failed"
+        write_json(json_file, {"date": date, "state": state, "error": str(error)})
+        raise
+    _print_summary(summary)
+    write_json(json_file, summary)
+    if summary["exit_code"]:
+        raise typer.Exit(summary["exit_code"])
+
+
+@app.command()
+def verify(out: Out, date: DateOption, json_file: JsonFile = None) -> None:
+    """Check a published date against the plans of the runs that wrote it (exit 3: mismatch).
+
+    Example: `igd-ray verify --out ./out --date 2026-11-23`
+    """
+    from igd.pipelines.verify import verify as run_verify
+
+    result = run_verify(out, date_of(date))
+    rejected = sum(result["rejected"].values())
+    print(f"{result['date']}: {result['rows']} rows, {result['scored']} scored, {rejected} "
+          f"rejected, {len(result['runs'])} runs")
+    for problem in result["problems"]:
+        print(f"MISMATCH {problem}")
+    write_json(json_file, result)
+    if result["problems"]:
+        raise typer.Exit(3)
+    print("every planned image has one row")
+
+
+@app.command()
+def report(
+    out: Out, date: DateOption,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the "
+                                             "page, also s3://. Default: OUT/reports/D.html.")]
+    = None,
+) -> None:
+    """Write a published date's HTML report: decisions, histograms, images with heatmaps, rejects.
+
+    Example: `igd-ray report --out ./out --date 2026-11-23`
+    """
+    from igd.pipelines.report import report as write_report
+
+    print(write_report(out, date_of(date), html))
+
+
+class _ProgressLines:
+    """One line per stage and, while scoring, per few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = self._last = 0.0
+        self._first = 0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.stage != self._stage:
+            self._stage, self._began, self._first = progress.stage, now, progress.done
+            say(f"{progress.stage}: {progress.total} images" if progress.total
+                 else f"{progress.stage} ...")
+        elif now - self._last < self.EVERY_S and progress.done != progress.total:
+            return
+        self._last = now
+        if progress.total and progress.done > self._first:
+            rate = (progress.done - self._first) / max(now - self._began, 1e-9)
+            left = (progress.total - progress.done) / rate
+            say(f"{progress.stage}: {progress.done}/{progress.total} images, {rate:.1f} "
+                 f"images/s, {progress.rejected} rejected, {left:.0f} s left")
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    done = "already published" if summary["already_published"] else summary["state"]
+    print(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
+          f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
+          f"{summary['images_per_s']} images/s")
+    if not summary["planned"]:
+        say("  the sources hold no image: what was published for this date before is replaced by "
+             "nothing; check that the dump is there")
+    for category, counts in summary["decisions"].items():
+        bundle = summary["bundles"].get(category)
+        if bundle:
+            said = ", ".join(f"{number} {decision}" for decision, number in counts.items())
+            print(f"  {category} ({bundle['preset']}, {bundle['version']}): {said}")
+            if summary["fpr"] < bundle["smallest_alpha"]:
+                say(f"  {category}: {bundle['calibration_images']} calibration normals support no "
+                     f"false-positive rate below {bundle['smallest_alpha']:.4f}; that was used "
+                     f"instead of {summary['fpr']}")
+    for reason, number in summary["rejected"].items():
+        print(f"  rejected {number}: {reason}")
+    for source in summary["odd_sources"]:
+        print(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
+    for name, uri in summary["tables"].items():
+        print(f"  {name}: {uri}")
+    if summary["reject_share"] > summary["max_reject_share"]:
+        print(f"  {summary['reject_share']:.1%} rejected, more than the "
+              f"{summary['max_reject_share']:.1%} allowed: exit 3")
