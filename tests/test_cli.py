@@ -158,6 +158,8 @@ def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> N
     (["--protocol", "mnist", "--preset", "fast"], "preset 'fast' cannot be used"),
     (["--protocol", "mnist", "--ladder"], "--ladder cannot be used with --protocol mnist"),
     (["--models", "m", "--set", "image.fit=squash"], "--set cannot be used with --protocol mvtec"),
+    (["--models", "m", "--seed", "1"], "--seed cannot be used with --protocol mvtec"),
+    (["--protocol", "mnist", "--fpr", "0.1"], "--fpr cannot be used with --protocol mnist"),
     ([], "--models is missing")])
 def test_a_protocol_that_cannot_be_run_is_refused(words, expected, tiny_data, fails) -> None:
     assert expected in fails(2, "evaluate", tiny_data, *words)

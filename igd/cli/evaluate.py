@@ -15,6 +15,8 @@ from igd.cli.options import JsonFile, RayAddress, Seed, SetOption
 from igd.cli.output import commit, names_of, peak_memory_mb, say, say_of, write_json
 from igd.errors import ConfigError, IgdError
 
+FPR = 0.05
+
 
 @app.command()
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
         "small.")] = None,
     settings: SetOption = None, seed: Seed = 0, ray_address: RayAddress = None,
     fpr: Annotated[float, typer.Option(
-        help="False-positive rate of the calibrated decision that is judged.")] = 0.05,
+        help="False-positive rate of the calibrated decision that is judged.")] = FPR,
     with_ladder: Annotated[bool, typer.Option(
         "--ladder", help="Also fit and judge the descriptors between the paper's and preset "
         "fast's, on the same features.")] = False,
@@ -64,9 +66,10 @@ def evaluate(
     """
     _check_protocol_options(protocol, {
         "--models": models, "--categories": categories, "--ladder": with_ladder,
-        "--equalise-brightness": equalise}, {
+        "--equalise-brightness": equalise, "--fpr": fpr != FPR}, {
         "--classes": classes, "--ablation": ablation, "--preset": preset, "--set": settings,
-        "--seeds": seeds > 1, "--ensemble": ensemble > 1, "--ray-address": ray_address})
+        "--seed": seed, "--seeds": seeds > 1, "--ensemble": ensemble > 1,
+        "--ray-address": ray_address})
     if protocol != "mvtec":
         _evaluate_one_class(data, protocol, classes, seeds, ensemble, ablation, preset,
                             settings or [], seed, ray_address, html, json_file)

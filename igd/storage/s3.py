@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
@@ -214,7 +215,9 @@ def _settings() -> dict[str, str]:
     frozen = credentials.get_frozen_credentials()
     return {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key,
             "token": frozen.token or "", "endpoint": endpoint,
-            "region": session.get_config_variable("region") or "us-east-1"}
+            # botocore passes over AWS_REGION, which Kubernetes and the other SDKs set
+            "region": os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+            or session.get_config_variable("region") or "us-east-1"}
 
 
 def _call(uri: str, action: Callable[[], T]) -> T:

@@ -497,6 +497,9 @@ def test_credentials_and_endpoint_come_from_a_profile_too(
     _, options = storage.delta_location(bucket)
     assert options["AWS_ENDPOINT_URL"] == settings["ENDPOINT_URL"]
     assert options["AWS_REGION"] == "eu-test-1"
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):  # the environment before the profile
+        monkeypatch.setenv(name, f"of-{name}")
+        assert storage.delta_location(bucket)[1]["AWS_REGION"] == f"of-{name}"
     monkeypatch.setenv("AWS_PROFILE", "none")
     s3._session.cache_clear()
     with pytest.raises(StorageError, match="none"):
