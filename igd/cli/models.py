@@ -9,7 +9,7 @@ import typer
 
 from igd.cli.app import models_app
 from igd.cli.options import Models
-from igd.errors import ConfigError
+from igd.errors import ConfigError, ModelError
 
 
 @models_app.command("list")
@@ -25,7 +25,11 @@ def models_list(models: Models) -> None:
     for name in registry.category_folders(models):
         current = registry.in_use(models, name)
         for version in registry.list_versions(models, name):
-            document = registry.describe(models, name, version)
+            try:
+                document = registry.describe(models, name, version)
+            except ModelError as error:
+                lines.append(row.format("", name, version, "-", "-", "-") + f"  damaged: {error}")
+                continue
             known = document["training"]
             used = current is not None and version == current.version
             lines.append(row.format("*" if used else "", name, version,

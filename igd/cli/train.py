@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -69,6 +70,9 @@ def train_all(
         help="Workers that share the batches of one category's nets.")] = 1,
     retries: Annotated[int, typer.Option(
         help="Further attempts after a crash, from the last checkpoint.")] = 2,
+    stall_minutes: Annotated[float, typer.Option(
+        min=0.1, help="A category that nothing is heard of for so long is stopped and tried "
+        "again.")] = 60,
     trainer: Annotated[str, typer.Option(
         metavar="auto|always|never", help="Nets that run under Ray Train's TorchTrainer, which "
         "takes half a minute to start; auto: those that see 20,000 images or more (normals times "
@@ -106,6 +110,7 @@ def train_all(
 
     queue = Queue(gpus_per_model=gpus_per_model, cpus_per_model=cpus_per_model,
                   workers_per_model=workers_per_model, at_once=at_once, retries=retries,
+                  stall_s=60 * stall_minutes,
                   trainer=trainer)  # type: ignore[arg-type]  # Queue checks it
     settings = [*(settings or []),
                 *([f"calibration.min_images={min_images}"] if min_images else []),
@@ -126,6 +131,7 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
     from igd import storage
     from igd.config import preset_config
     from igd.pipelines.category import PROMOTIONS, CategoryTask
+    from igd.report.names import visible
 
     if promote not in PROMOTIONS:
         raise ConfigError(f"--promote {promote!r}: expected {', '.join(PROMOTIONS)}")
@@ -136,9 +142,10 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
     with _text_and_json(json_lines) as (text, events), connected(ray_address) as resources:
         chosen, reason = _choose_preset(preset, resources)
         config = preset_config(chosen, settings, seed=seed)
+        since = f"{datetime.now(UTC):%Y%m%dT%H%M%S}" if retrain else ""
         tasks = [CategoryTask(data=storage.canonical(data), category=name,
                               models=storage.canonical(models), config=config,
-                              preset_reason=reason, retrain=retrain, checkpoint_s=checkpoint_s,
+                              preset_reason=reason, since=since, checkpoint_s=checkpoint_s,
                               promote=promote)
                  for name in names]
         print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} Ray CPUs, "
@@ -150,13 +157,14 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
               f"{models}" + (f"; {already} had it before" if already else ""), file=text,
               flush=True)
         for outcome in failed if len(outcomes) > 1 else []:
-            print(f"  FAILED {outcome.category}: {outcome.error}", file=text, flush=True)
-        if html is not None:
-            print(_write_training_page(html, models, outcomes), file=text, flush=True)
+            print(f"  FAILED {visible(outcome.category)}: {visible(outcome.error or '')}",
+                  file=text, flush=True)
         if events is not None:
             events.write("summary", {
                 "categories": [vars(outcome) for outcome in outcomes], "commit": commit(),
                 "data": data, "models": models, "version": __version__})
+        if html is not None:
+            print(_write_training_page(html, models, outcomes), file=text, flush=True)
     return outcomes
 
 
@@ -234,10 +242,11 @@ def _tell_outcome(say: Callable[[str], None], outcome: Outcome) -> None:
     import shlex
 
     from igd import storage
+    from igd.report.names import visible
 
-    name = outcome.category
+    name = visible(outcome.category)
     if outcome.error is not None:
-        say(f"FAILED {name}: {outcome.error}"
+        say(f"FAILED {name}: {visible(outcome.error)}"
              + (f" (attempt {outcome.attempts})" if outcome.attempts > 1 else ""))
         return
     if outcome.already:
@@ -252,7 +261,7 @@ def _tell_outcome(say: Callable[[str], None], outcome: Outcome) -> None:
         at = shlex.quote(storage.local_path(at) if storage.is_local(at) else at)
         say(f"  {name}: losses and reconstructions: tensorboard --logdir {at}")
     for key, reason in outcome.skipped:
-        say(f"  {name}: skipped {key} ({reason})")
+        say(f"  {name}: skipped {visible(key)} ({reason})")
     if outcome.near_duplicate_groups < outcome.images:
         say(f"  {name}: {outcome.images - outcome.near_duplicate_groups} normals are "
             "near-duplicates of others; they are held out together")

@@ -8,6 +8,7 @@ sources of a scoring run: indexed, never extracted.
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from igd.config import ImageConfig
 from igd.data.fetch import fetch
 from igd.data.images import decode
-from igd.data.members import Member
+from igd.data.members import Member, escape_name
 from igd.data.sources import (
     ARCHIVE_SUFFIXES,
     SourceRecord,
@@ -41,7 +42,8 @@ class ImageRef:
     """One image file.
 
     Attributes:
-        key: path relative to the category's folder, with `/`.
+        key: path relative to the category's folder, with `/`; bytes that are not UTF-8 are
+            escaped, as in the tables (`igd.data.members.escape_name`).
         member: where its bytes are.
     """
 
@@ -124,7 +126,8 @@ def read_image(ref: ImageRef, config: ImageConfig) -> tuple[NDArray[np.uint8], s
 
 
 def _archives(uri: str) -> list[str]:
-    return [uri.rstrip("/") + suffix for suffix in ARCHIVE_SUFFIXES]
+    return [uri.rstrip("/") + case(suffix) for suffix in ARCHIVE_SUFFIXES
+            for case in (str.lower, str.upper)]
 
 
 def _refs(place: str) -> Iterator[ImageRef]:
@@ -133,13 +136,18 @@ def _refs(place: str) -> Iterator[ImageRef]:
     alone = not exists_dir(place)
     for entry in list_inputs(place):
         if not is_archive(entry):
-            yield ImageRef(entry.key, file_member(entry))
+            yield ImageRef(_escaped(entry.key), file_member(entry))
             continue
         stem = posixpath.splitext(posixpath.basename(entry.key))[0]
         folder = "" if alone else posixpath.splitext(entry.key)[0] + "/"
         ends: list[SourceRecord] = []
         for name, member in scan(entry.uri, ends.append):
-            yield ImageRef(folder + posixpath.normpath(name).removeprefix(f"{stem}/"), member)
+            inside = posixpath.normpath(name).removeprefix(f"{stem}/")
+            yield ImageRef(_escaped(folder + inside), member)
         if ends[0].status != SourceStatus.COMPLETE:
             raise DataError(f"archive {entry.uri} is {ends[0].status} ({ends[0].detail}); "
                             "expected a whole tar or zip; copy it again")
+
+
+def _escaped(key: str) -> str:
+    return escape_name(os.fsencode(key))

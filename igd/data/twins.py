@@ -109,8 +109,10 @@ def draw_groups(images: Iterable[NDArray[np.uint8]], sha256_N: Sequence[str], *,
         int64 (N,), for `igd.model.groups`.
     """
     label_N = cluster_near_duplicates(images, min_correlation=min_correlation)
-    name_G = [min(np.array(sha256_N)[label_N == label]) for label in range(label_N.max() + 1)]
-    drawn = sorted(range(len(name_G)), key=lambda label: hashlib.sha256(
+    name_G: dict[int, str] = {}
+    for label, digest in zip(label_N.tolist(), sha256_N, strict=True):
+        name_G[label] = min(digest, name_G.get(label, digest))
+    drawn = sorted(name_G, key=lambda label: hashlib.sha256(
         f"{seed} {name_G[label]}".encode()).digest())
     place_G = np.empty(len(drawn), np.int64)
     place_G[drawn] = np.arange(len(drawn))

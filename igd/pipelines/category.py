@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,9 +46,10 @@ from igd.train.calibrate import (
     split_normals,
 )
 from igd.train.loop import Progress, findings, train_nets
-from igd.train.strip import strip
+from igd.train.strip import COLUMNS, strip
 from igd.train.workers import ALONE, Workers
 
+DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Promotion = Literal["always", "if-better", "never"]
 PROMOTIONS: tuple[Promotion, ...] = get_args(Promotion)
 
@@ -61,7 +64,8 @@ class CategoryTask:
         preset_reason: who chose the preset.
         promote: `if-better` compares with the version in production (`igd.score.compare`);
             without one the new version is taken.
-        retrain: also where a version of equal data, config and code is there.
+        since: of versions of equal data, config and code, the name of the oldest that counts;
+            what is there is found and not trained again.
         checkpoint_s: seconds between two checkpoints of the nets, at least.
     """
 
@@ -71,7 +75,7 @@ class CategoryTask:
     config: Config
     preset_reason: str = "asked for"
     promote: Promotion = "always"
-    retrain: bool = False
+    since: str = ""
     checkpoint_s: float = EVERY_S
 
 
@@ -127,23 +131,25 @@ def train_category(task: CategoryTask, report: Report = silent, *, device: str |
         DivergedError: training met a NaN or a collapsed Gaussian.
     """
     began = time.monotonic()
-    report(Event(task.category, "looking"))
-    refs = normal_images(task.data, task.category)
-    found = None if task.retrain else finished_version(
-        task.models, task.category, task.config, listing=listing_of(refs))
-    if found is not None:
-        return _already(task, found, refs, began, report)
-    loaded = _load(task, refs, report)
-    fingerprint = Fingerprint(
-        data=loaded.fingerprint, listing=listing_of(refs), images=len(loaded.keys),
-        config=config_to_dict(task.config), code=code_fingerprint())
-    found = None if task.retrain else finished_version(
-        task.models, task.category, task.config, data=loaded.fingerprint)
-    if found is not None:
-        return _already(task, found, refs, began, report)
+    found = look(task, report) if workers.rank == 0 else None
+    ready: _Ready | None = None
+    problem: Exception | None = None
+    if found is None:
+        try:
+            ready = _prepare(task, report)
+        except Exception as error:  # the other workers have to hear of it before it is raised
+            problem = error
+    if found is None and ready is not None and workers.rank == 0:
+        found = _look_again(task, ready, report)
+    # all go on, or none: one alone would wait for the others for ever
+    if not workers.all_well(found is None and problem is None, device or DEFAULT_DEVICE):
+        if problem is not None:
+            raise problem
+        return found or Outcome(category=task.category, preset=task.config.preset)
+    assert ready is not None
+    loaded, group_N, fingerprint = ready.loaded, ready.group_N, ready.fingerprint
     for line in changes(task.models, task.category, fingerprint):
         report(Event(task.category, "new training", text=line))
-    group_N = normal_groups(loaded, task.config)
     trained = _train(task, loaded, group_N, fingerprint, report, device, workers)
     if trained is None:
         return Outcome(category=task.category, preset=task.config.preset)
@@ -154,14 +160,54 @@ def train_category(task: CategoryTask, report: Report = silent, *, device: str |
         _rows(trained.calibration, loaded),
         _provenance(task, loaded, group_N, fingerprint, trained, time.monotonic() - began),
         trained.files)
-    why = _promote(task, version, refs, report)
-    clear(task.models, task.category)
+    why = _promote(task, version, ready.refs, report)
+    _clear(task, fingerprint.key, report)
     return Outcome(
         category=task.category, preset=task.config.preset, version=version, why=why,
         images=len(loaded.keys), near_duplicate_groups=int(group_N.max()) + 1,
         skipped=loaded.skipped, unseen=loaded.unseen, seconds=time.monotonic() - began,
         smallest_alpha=smallest,
         tensorboard=_shown(task, version) if trained.files else None)
+
+
+def look(task: CategoryTask, report: Report = silent) -> Outcome | None:
+    """The outcome of a category whose finished version is there, by the listing alone; or None.
+
+    Raises:
+        DataError: no image.
+        ModelError: a teacher's weights are missing.
+    """
+    report(Event(task.category, "looking"))
+    refs = normal_images(task.data, task.category)
+    found = finished_version(task.models, task.category, task.config,
+                             code_fingerprint(task.config), listing=listing_of(refs),
+                             since=task.since)
+    return None if found is None else _already(task, found, refs, report)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a training starts from."""
+
+    refs: Sequence[ImageRef]
+    loaded: Loaded
+    group_N: Tensor
+    fingerprint: Fingerprint
+
+
+def _prepare(task: CategoryTask, report: Report) -> _Ready:
+    refs = normal_images(task.data, task.category)
+    loaded = _load(task, refs, report)
+    return _Ready(refs, loaded, normal_groups(loaded, task.config), Fingerprint(
+        data=loaded.fingerprint, listing=listing_of(refs), images=len(loaded.keys),
+        config=config_to_dict(task.config), code=code_fingerprint(task.config)))
+
+
+def _look_again(task: CategoryTask, ready: _Ready, report: Report) -> Outcome | None:
+    """As `look`, by what is in the images: the files may only have been touched."""
+    found = finished_version(task.models, task.category, task.config, ready.fingerprint.code,
+                             data=ready.fingerprint.data, since=task.since)
+    return None if found is None else _already(task, found, ready.refs, report)
 
 
 def normal_groups(loaded: Loaded, config: Config) -> Tensor:
@@ -171,19 +217,37 @@ def normal_groups(loaded: Loaded, config: Config) -> Tensor:
         min_correlation=config.calibration.twin_correlation))
 
 
-def _already(task: CategoryTask, version: str, refs: Sequence[ImageRef], began: float,
-             report: Report) -> Outcome:
-    """A finished version; it is promoted if its training was killed before it could be."""
+def _already(task: CategoryTask, version: str, refs: Sequence[ImageRef],
+             report: Report) -> Outcome | None:
+    """A finished version; it is promoted if its training was killed before it could be.
+
+    None where it turns out to be damaged.
+    """
     known = {record.version for record in registry.history(task.models, task.category)}
-    why = "as it was" if version in known else _promote(task, version, refs, report)
-    clear(task.models, task.category)
+    try:
+        why = "as it was" if version in known else _promote(task, version, refs, report)
+    except ModelError as error:
+        report(Event(task.category, "new training", text=str(error)))
+        return None
     training = registry.describe(task.models, task.category, version)["training"]
+    _clear(task, training["fingerprint"]["key"], report)
     return Outcome(
         category=task.category, preset=task.config.preset, version=version, already=True, why=why,
         images=training["images"], smallest_alpha=training["smallest_alpha"],
         near_duplicate_groups=training["near_duplicate_groups"],
-        seconds=time.monotonic() - began,
         tensorboard=None if task.config.preset == "fast" else _shown(task, version))
+
+
+def _clear(task: CategoryTask, key: str, report: Report) -> None:
+    problem = clear(task.models, task.category, f"{key}/", trainer_name(task))
+    if problem:
+        report(Event(task.category, "finding", text=problem))
+
+
+def trainer_name(task: CategoryTask) -> str:
+    """The beginning of the names of this task's trainers."""
+    text = json.dumps([task.data, config_to_dict(task.config)], sort_keys=True)
+    return f"trainer-{hashlib.sha256(text.encode()).hexdigest()[:12]}-"
 
 
 def _promote(task: CategoryTask, version: str, refs: Sequence[ImageRef], report: Report) -> str:
@@ -252,7 +316,7 @@ def _train(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint: Fin
         with pinned_threads(THREADS):
             return _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher(), group_N))
     return _train_nets(task, image_NCHW, group_N, fingerprint, report,
-                       device or ("cuda" if torch.cuda.is_available() else "cpu"), workers)
+                       device or DEFAULT_DEVICE, workers)
 
 
 def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
@@ -298,7 +362,8 @@ def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
         if len(scale_K):
             set_scale(model, image_NCHW[scale_K])
         calibration = score_held_out(model, image_NCHW[held_M], held_M)
-        strips = {name: strip(model, name, image_NCHW[train_N]).numpy() for name in model.encoders}
+        shown = image_NCHW[train_N[torch.linspace(0, len(train_N) - 1, COLUMNS).long()]]
+        strips = {name: strip(model, name, shown).numpy() for name in model.encoders}
     return _Trained(model, calibration, scale_K.tolist(), [progress for _, progress in timed],
                     tensorboard.files(timed, strips))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import shutil
 import signal
@@ -34,10 +35,24 @@ EXTRA_CPUS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the cluster has."""
+    """What the cluster has.
+
+    Attributes:
+        nodes: (CPUs, GPUs) of each node; empty where one node has it all.
+    """
 
     cpus: int
     gpus: int
+    nodes: tuple[tuple[int, int], ...] = ()
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """How many workers of that size the nodes hold together; none stands on two nodes."""
+        def on(node: tuple[int, int]) -> int:
+            fits = [math.floor(have / need + 1e-9)
+                    for have, need in zip(node, (cpus, gpus), strict=True) if need]
+            return min(fits, default=0)
+
+        return sum(map(on, self.nodes or ((self.cpus, self.gpus),)))
 
     @property
     def scorers(self) -> int:
@@ -111,7 +126,10 @@ def _sweep() -> None:
 
 def _resources() -> Resources:
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return Resources(cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)))
+    nodes = tuple((int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+                  for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return Resources(cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)),
+                     nodes=nodes)
 
 
 def _connect(address: str, temp_dir: str) -> None:

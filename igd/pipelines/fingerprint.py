@@ -23,7 +23,8 @@ from igd.data.trees import ImageRef
 from igd.errors import ModelError
 
 TRAINING_CODE = ("config.py", "data/images.py", "data/formats.py", "data/png.py",
-                 "data/datasets.py", "data/trees.py", "data/twins.py", "model", "train")
+                 "data/datasets.py", "data/trees.py", "data/twins.py", "model", "train",
+                 "pipelines/category.py")
 """Of this package: what decides how a model comes out."""
 LIBRARIES = ("torch", "numpy")
 
@@ -38,7 +39,7 @@ class Fingerprint:
             have equal data, and equal data may have other listings.
         images: how many were read.
         config: as `config_to_dict` has it.
-        code: of the code that trains, and of the libraries it computes with.
+        code: of the code that trains, the libraries it computes with, and the teacher's weights.
     """
 
     data: str
@@ -55,7 +56,7 @@ class Fingerprint:
 
     def document(self) -> dict[str, Any]:
         """Plain data, without the config, which a bundle has anyway."""
-        return {"data": self.data, "listing": self.listing, "code": self.code}
+        return {"data": self.data, "listing": self.listing, "code": self.code, "key": self.key}
 
 
 def listing_of(refs: Sequence[ImageRef]) -> str:
@@ -64,9 +65,17 @@ def listing_of(refs: Sequence[ImageRef]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def code_fingerprint(config: Config) -> str:
+    """Of what trains a config: sources, libraries, the way images are read, teacher weights.
+
+    Raises:
+        ModelError: the teacher's weights cannot be read.
+    """
+    return hashlib.sha256(f"{_sources()} {registry.teacher_digest(config)}".encode()).hexdigest()
+
+
 @functools.cache
-def code_fingerprint() -> str:
-    """Of the sources of `TRAINING_CODE`, the libraries' versions and the way images are read."""
+def _sources() -> str:
     root = Path(igd.__file__).parent
     digest = hashlib.sha256()
     for name in TRAINING_CODE:
@@ -77,15 +86,23 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def finished_version(models: str, category: str, config: Config, *, listing: str | None = None,
-                     data: str | None = None) -> str | None:
-    """The newest version of equal config and code, and of equal listing or data; None if none."""
+def finished_version(models: str, category: str, config: Config, code: str, *,
+                     listing: str | None = None, data: str | None = None,
+                     since: str = "") -> str | None:
+    """The newest version of equal config and code, and of equal listing or data; None if none.
+
+    Args:
+        since: name of the oldest version that counts.
+    """
     wanted = config_to_dict(config)
     for name, document in _bundles(models, category):
+        if name < since:
+            break
         known = document["training"].get("fingerprint", {})
         same_data = ((listing is not None and known.get("listing") == listing)
                      or (data is not None and known.get("data") == data))
-        if same_data and document["config"] == wanted and known.get("code") == code_fingerprint():
+        if (same_data and document["config"] == wanted and known.get("code") == code
+                and registry.has_files(models, category, name)):
             return name
     return None
 

@@ -7,24 +7,25 @@ workers train, get a TorchTrainer (`needs_trainer` has the rule). Both take up t
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
 import torch
-from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from igd import storage
 from igd.config import config_from_dict, config_to_dict
 from igd.data.datasets import normal_images
 from igd.errors import ConfigError, DataError, IgdError, StorageError
-from igd.pipelines.category import CategoryTask, Outcome, train_category
+from igd.pipelines.category import CategoryTask, Outcome, look, train_category, trainer_name
 from igd.pipelines.checkpoints import training_folder
 from igd.pipelines.cluster import EXTRA_CPUS, Resources, own_error
 from igd.pipelines.progress import Event, Report, silent
@@ -53,6 +54,7 @@ class Queue:
         workers_per_model: that share the batches of one category.
         at_once: categories at the same time, at most; None: as many as the cluster holds.
         retries: further attempts at a category after a crash, from its last checkpoint.
+        stall_s: a category that nothing is heard of for so long is stopped and tried again.
         trainer: which nets get a TorchTrainer; `auto` goes by `TRAINER_IMAGES`.
     """
 
@@ -61,6 +63,7 @@ class Queue:
     workers_per_model: int = 1
     at_once: int | None = None
     retries: int = 2
+    stall_s: float = 3600.0
     trainer: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
@@ -107,9 +110,13 @@ def train_all(tasks: Sequence[CategoryTask], resources: Resources, *, queue: Que
     queue = queue or Queue()
     place = place_of(tasks, queue, resources)
     most = at_once(tasks, queue, place, resources)
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    # beside the driver: a node that dies must not take it along
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Board)
+    board = actor.options(num_cpus=0, scheduling_strategy=here).remote()
     waiting = [_Attempt(task, size) for task, size in largest_first(tasks)]
     running: dict[Any, _Attempt] = {}
+    heard: dict[str, float] = {}
     outcomes: list[Outcome] = []
     for attempt in waiting:
         report(Event(attempt.task.category, "queued", text=f"{attempt.size} images"))
@@ -118,11 +125,19 @@ def train_all(tasks: Sequence[CategoryTask], resources: Resources, *, queue: Que
         for attempt in ready[:most - len(running)]:
             waiting.remove(attempt)
             running[_start(attempt, queue, place, board)] = attempt
+            heard[attempt.task.category] = time.monotonic()
         if not running:  # all that is left waits for its next attempt
             time.sleep(POLL_S)
         done = ray.wait(list(running), timeout=POLL_S)[0] if running else []
+        busy = {attempt.task.category for attempt in running.values()}
         for event in ray.get(board.drain.remote()):
-            report(event)
+            if event.category in busy:  # of others it comes after their outcome
+                heard[event.category] = time.monotonic()
+                report(event)
+        for reference, attempt in running.items():
+            if time.monotonic() - heard[attempt.task.category] > queue.stall_s:
+                heard[attempt.task.category] = time.monotonic()
+                ray.cancel(reference, force=True)
         for reference in done:
             attempt = running.pop(reference)
             outcome, again = _outcome(reference, attempt, queue)
@@ -163,21 +178,26 @@ def place_of(tasks: Sequence[CategoryTask], queue: Queue, resources: Resources) 
         gpus = 1 if resources.gpus else 0
     usable = max(1, resources.cpus - EXTRA_CPUS)
     share = usable // (min(len(tasks), queue.at_once or usable, usable) * queue.workers_per_model)
-    cpus = queue.cpus_per_model or (1 if gpus else max(1, min(8, share)))
+    largest = max((cpus for cpus, _ in resources.nodes), default=usable)
+    cpus = queue.cpus_per_model or (1 if gpus else max(1, min(8, share, largest)))
     place = Place(workers=queue.workers_per_model, cpus=cpus, gpus=gpus)
-    if place.workers * gpus > resources.gpus or place.workers * cpus > resources.cpus:
+    if resources.places(cpus, gpus) < place.workers:
+        has = ", ".join(f"{count} x ({node[0]} CPUs, {node[1]} GPUs)" for node, count in
+                        Counter(resources.nodes or ((resources.cpus, resources.gpus),)).items())
         raise ConfigError(
-            f"a model takes {place.workers} x ({cpus} CPUs, {gpus:g} GPUs) and the cluster has "
-            f"{resources.cpus} CPUs, {resources.gpus} GPUs; lower --workers-per-model, "
-            "--gpus-per-model or --cpus-per-model")
+            f"a model takes {place.workers} x ({cpus} CPUs, {gpus:g} GPUs), each on one node, and "
+            f"the cluster has {has}; lower --workers-per-model, --gpus-per-model or "
+            "--cpus-per-model")
     return place
 
 
 def at_once(tasks: Sequence[CategoryTask], queue: Queue, place: Place,
             resources: Resources) -> int:
     """How many categories run at the same time; one CPU stays free for Ray's own."""
-    fits = (math.floor(resources.gpus / (place.gpus * place.workers) + 1e-9) if place.gpus
-            else (max(1, resources.cpus - 1)) // (place.cpus * place.workers))
+    fits = resources.places(place.cpus, place.gpus)
+    if not place.gpus:
+        fits = min(fits, max(1, resources.cpus - 1) // place.cpus)
+    fits //= place.workers
     return max(1, min(fits, queue.at_once or fits))
 
 
@@ -219,19 +239,29 @@ def _start(attempt: _Attempt, queue: Queue, place: Place, board: Any) -> Any:
     task = attempt.task
     if needs_trainer(task, attempt.size, queue):
         return _trainer_task.remote(task, place, queue.retries, board)
-    return _train_task.options(
-        num_cpus=place.cpus, num_gpus=place.gpus).remote(task, place, board)
+    run = _gpu_task if place.gpus else _train_task
+    return run.options(num_cpus=place.cpus, num_gpus=place.gpus).remote(task, place, board)
 
 
 @ray.remote(max_retries=0, runtime_env={"env_vars": KEEP_MEMORY})
 def _train_task(task: CategoryTask, place: Place, board: Any) -> Outcome:
     torch.set_num_threads(place.cpus)
-    return train_category(task, board.post.remote, device="cuda" if place.gpus else "cpu")
+    return train_category(task, board.post.remote, device="cpu")
+
+
+# A process that has used a GPU keeps some of its memory, and would not change to another one.
+@ray.remote(max_retries=0, max_calls=1)
+def _gpu_task(task: CategoryTask, place: Place, board: Any) -> Outcome:
+    torch.set_num_threads(place.cpus)
+    return train_category(task, board.post.remote, device="cuda")
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _trainer_task(task: CategoryTask, place: Place, retries: int, board: Any) -> Outcome:
     """Drives one TorchTrainer; its worker does the training and writes the bundle."""
+    found = look(task, board.post.remote)
+    if found is not None:
+        return found
     path, filesystem = storage.train_location(training_folder(task.models, task.category))
     board.post.remote(Event(task.category, "starting", text="a trainer"))
     train_loop: Any = _train_loop  # its annotation allows no return value; Ray passes it on
@@ -245,14 +275,16 @@ def _trainer_task(task: CategoryTask, place: Place, retries: int, board: Any) ->
         # A name that was used before would silently resume that run; ours are resumed by
         # fingerprint, wherever they ran.
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1's
-            name=f"trainer-{uuid.uuid4().hex[:8]}", storage_path=path,
-            storage_filesystem=filesystem, failure_config=FailureConfig(max_failures=retries),
+            name=trainer_name(task) + uuid.uuid4().hex[:8], storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=retries, controller_failure_limit=retries),
             worker_runtime_env={"env_vars": KEEP_MEMORY}))
     result: Any = trainer.fit()
-    found: Outcome | IgdError = result.return_value
-    if isinstance(found, IgdError):
-        raise found
-    return found
+    returned: Outcome | IgdError = result.return_value
+    if isinstance(returned, IgdError):
+        raise returned
+    return returned
 
 
 def _train_loop(config: dict[str, Any]) -> Outcome | IgdError:
@@ -283,8 +315,10 @@ def _outcome(reference: Any, attempt: _Attempt, queue: Queue) -> tuple[Outcome, 
     except (RayError, IgdError) as error:
         ours = own_error(error)
         text = str(ours or error).strip().splitlines() or [type(error).__name__]
-        again = attempt.number <= queue.retries and (ours is None
-                                                     or isinstance(ours, StorageError))
-        return Outcome(category=task.category, preset=task.config.preset,
-                       error=text[0] if ours else text[-1], attempts=attempt.number,
-                       exit_code=ours.exit_code if ours else 1), again
+        # a remote traceback ends in its reason, anything else begins with it
+        reason = text[-1] if ours is None and isinstance(error, RayTaskError) else text[0]
+        # a trainer has made its further attempts itself
+        again = (attempt.number <= queue.retries and not isinstance(error, TrainingFailedError)
+                 and (ours is None or isinstance(ours, StorageError)))
+        return Outcome(category=task.category, preset=task.config.preset, error=reason,
+                       attempts=attempt.number, exit_code=ours.exit_code if ours else 1), again

@@ -93,9 +93,11 @@ class LiveTable:
                    if event.state not in (*FINAL, "queued")]
         states = [event.state for event in self._latest.values()]
         waiting, done, failed = (states.count(state) for state in ("queued", *FINAL))
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for heading in ("category", "state", "step", "loss terms"):
-            table.add_column(heading, overflow="ellipsis", no_wrap=True)
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+        table.add_column("category", overflow="ellipsis", no_wrap=True, max_width=28)
+        for heading in ("state", "step"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("loss terms", overflow="ellipsis", no_wrap=True, ratio=1)  # what is left
         for heading in ("images/s", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
         for event in running[:max(1, self.console.height - 6)]:

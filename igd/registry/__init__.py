@@ -112,6 +112,21 @@ def load_net_teacher(net: NetConfig) -> EfficientNetLite0 | ResNet18:
     return load_resnet18(net.teacher_weights) if net.teacher == "resnet18" else load_teacher()
 
 
+def teacher_digest(config: Config) -> str:
+    """SHA-256 of the weights that a training of this config learns from; empty for none.
+
+    Raises:
+        ModelError: a weights file that was named is missing.
+    """
+    if config.preset != "fast" and config.net.teacher == "resnet18" and config.net.needs_teacher:
+        try:
+            return hashlib.sha256(storage.read_bytes(config.net.teacher_weights)).hexdigest()
+        except ObjectMissingError as error:
+            raise ModelError(f"teacher weights {config.net.teacher_weights} are missing; name a "
+                             "file that is there") from error
+    return TEACHER_SHA256 if config.preset == "fast" or config.net.needs_teacher else ""
+
+
 def training_teacher(net: NetConfig, device: str) -> EfficientNetLite0 | ResNet18 | None:
     """The caller's own copy of that network, on the device to train on; None where none is needed.
 
@@ -230,6 +245,13 @@ def describe(models_uri: str, category: str, version: str) -> dict[str, Any]:
     at = storage.join(models_uri, check_name(category, "category"),
                       check_name(version, "model version"))
     return _parse(_read(storage.join(at, "bundle.json")), at)
+
+
+def has_files(models_uri: str, category: str, version: str) -> bool:
+    """Whether a bundle's files are all there; `verify` says whether they are whole."""
+    at = storage.join(models_uri, category, version)
+    return all(storage.stat(storage.join(at, name)) is not None
+               for name in ("bundle.json", "weights.safetensors", "calibration.parquet"))
 
 
 def category_folders(models_uri: str) -> list[str]:

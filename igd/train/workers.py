@@ -67,6 +67,14 @@ class Workers:
         dist.all_reduce(rows)
         return rows
 
+    def all_well(self, well: bool, device: str) -> bool:
+        """Whether all workers are; each asks at the same place."""
+        if self.size == 1:
+            return well
+        ill = torch.tensor([0.0 if well else 1.0], device=device)
+        dist.all_reduce(ill)
+        return bool(ill == 0)
+
     def check_same(self, device: torch.device, **held: Iterable[str | Tensor]) -> None:
         """Makes sure that what each worker holds under a name has the same bits on all.
 

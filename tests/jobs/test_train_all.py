@@ -79,7 +79,7 @@ def test_the_smoke_run_leaves_a_model(head, tmp_path) -> None:
     file.write_text(text.replace("/tmp/igd/", f"{tmp_path}/"))
     ran = submit(head, file, timeout_s=300)
     assert ran.returncode == 0, ran.stdout
-    assert "1 of 1 categories trained" in ran.stdout
+    assert "1 of 1 categories have a model" in ran.stdout
     assert registry.load_bundle(str(tmp_path / "models"), "weave").preset == "small"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -90,3 +91,12 @@ def test_normals_that_are_all_one_picture_are_refused(tiny_data, tmp_path) -> No
         shutil.copy(first, folder / f"{i}.png")
     with pytest.raises(DataError, match="all 12 normal images are near-duplicates"):
         train(tmp_path / "data", tmp_path / "models", config())
+
+
+def test_names_that_are_not_utf_8_are_kept_escaped(tiny_data, tmp_path) -> None:
+    folder = tmp_path / "data" / CATEGORY
+    shutil.copytree(tiny_data / CATEGORY / "train" / "good", folder)
+    os.rename(folder / "000.png", os.fsencode(folder / "Geh") + b"\xe4use.png")
+    bundle = train(tmp_path / "data", tmp_path / "models", preset_config(
+        "fast", ["image.size=64", "calibration.folds=3"]))
+    assert "Geh\\xe4use.png" in bundle.calibration["image"].to_pylist()

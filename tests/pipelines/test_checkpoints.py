@@ -11,6 +11,7 @@ import torch
 from igd import registry, storage
 from igd.config import preset_config
 from igd.data.synthetic import generate
+from igd.errors import StorageError
 from igd.pipelines import checkpoints
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.checkpoints import StoredCheckpoints, training_folder
@@ -69,6 +70,54 @@ def test_between_two_checkpoints_nothing_is_taken(tmp_path: Path,
     for now[0] in (110.0, 129.0, 130.0, 150.0, 161.0):
         kept.offer(take)
     assert taken == [130.0, 161.0]
+
+
+def test_a_slow_storage_gets_fewer_checkpoints(tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints.storage, "write_bytes",
+                        lambda *args: now.__setitem__(0, now[0] + 10))  # ten seconds each
+    taken: list[float] = []
+    kept = StoredCheckpoints(str(tmp_path / "x"), [], every_s=5)
+    for _ in range(1000):
+        kept.offer(lambda: (taken.append(now[0]), SNAPSHOT)[1])
+        now[0] += 1
+    assert taken == pytest.approx([5, 215, 425, 635, 845], abs=6)  # a twentieth of the time
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_training(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_reach(*args: object) -> None:
+        raise StorageError("bucket out of reach")
+
+    said: list[str] = []
+    kept = StoredCheckpoints(str(tmp_path / "x"), [], every_s=0, say=said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.storage, "write_bytes", out_of_reach)
+        kept.offer(lambda: SNAPSHOT)
+    assert said == ["no checkpoint could be written (bucket out of reach); training goes on"]
+    kept.offer(lambda: SNAPSHOT)
+    assert kept.last() is not None
+
+
+def test_other_threads_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, said = str(tmp_path / "x"), list[str]()
+    StoredCheckpoints(uri, [], every_s=0).offer(lambda: SNAPSHOT)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    StoredCheckpoints(uri, [], say=said.append).last()
+    assert said == ["going on after local epoch 3, with 7 threads after 1: the last bits will "
+                    "differ"]
+
+
+def test_only_what_belongs_to_a_finished_training_is_cleared(tmp_path: Path) -> None:
+    root = training_folder(str(tmp_path), "weave")
+    for name in ("aa11/checkpoint.safetensors", "bb22/checkpoint.safetensors",
+                 "trainer-x-1/state.json", "trainer-y-1/state.json"):
+        storage.write_bytes(storage.join(root, *name.split("/")), b"")
+    assert checkpoints.clear(str(tmp_path), "weave", "aa11/", "trainer-x-") is None
+    assert sorted(entry.key for entry in storage.list_objects(root)) == [
+        "bb22/checkpoint.safetensors", "trainer-y-1/state.json"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x08" + b"\0" * 7 + b"nonsense", None])

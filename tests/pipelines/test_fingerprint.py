@@ -11,6 +11,7 @@ import pytest
 
 from igd import registry
 from igd.config import preset_config
+from igd.errors import ModelError
 from igd.pipelines import fingerprint
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.progress import Event
@@ -47,9 +48,41 @@ def test_what_is_finished_is_not_trained_again(task: CategoryTask) -> None:
     assert again.already and again.version == first.version and versions(task) == [first.version]
     assert (again.images, again.smallest_alpha) == (24, first.smallest_alpha)
     assert {event.state for event in events} == {"looking"}  # no image was read
-    forced = train_category(replace(task, retrain=True))
+    forced = train_category(replace(task, since="99990101T000000"))
     assert not forced.already
     assert registry.production_version(task.models, "weave") == forced.version
+
+
+def test_trained_again_on_request_a_version_counts_from_then_on(task: CategoryTask) -> None:
+    """What was killed after it had saved its version does not train a third time."""
+    old = train_category(task)
+    task = replace(task, since=old.version[:-1] + "~")  # younger than the old one
+    new = train_category(task)
+    assert not new.already and train_category(task).version == new.version
+    assert versions(task) == [old.version, new.version]
+
+
+def test_a_damaged_version_is_not_a_finished_one(task: CategoryTask) -> None:
+    first = train_category(replace(task, promote="never"))
+    weights = Path(task.models) / "weave" / str(first.version) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    second = train_category(task)
+    assert not second.already
+    assert registry.production_version(task.models, "weave") == second.version
+    (Path(task.models) / "weave" / str(second.version) / "weights.safetensors").unlink()
+    assert not train_category(task).already
+
+
+def test_another_file_of_the_teacher_is_another_training(tmp_path: Path) -> None:
+    file = tmp_path / "resnet18.safetensors"
+    config = preset_config("small", ["net.teacher=resnet18", f"net.teacher_weights={file}"])
+    file.write_bytes(b"one")
+    one = fingerprint.code_fingerprint(config)
+    file.write_bytes(b"two")
+    assert one != fingerprint.code_fingerprint(config)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"weights .* are missing"):
+        fingerprint.code_fingerprint(config)
 
 
 def test_files_that_were_only_touched_are_read_and_found_equal(task: CategoryTask) -> None:
@@ -69,8 +102,7 @@ def test_a_new_training_says_what_has_changed(task: CategoryTask,
     task = replace(task, config=preset_config("fast", ["image.size=64", "calibration.folds=4"]))
     said, = news(task)
     assert said.endswith(": calibration.folds 4, was 3")
-    monkeypatch.setattr("igd.pipelines.category.code_fingerprint", lambda: "another")
-    monkeypatch.setattr(fingerprint, "code_fingerprint", lambda: "another")
+    monkeypatch.setattr("igd.pipelines.category.code_fingerprint", lambda config: "another")
     said, = news(task)
     assert said.endswith(": the code or its libraries")
     assert len(versions(task)) == 4
@@ -102,7 +134,7 @@ def test_a_file_of_the_code_that_trains_changes_its_fingerprint(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(Path(fingerprint.igd.__file__).parent, tmp_path / "igd")
     monkeypatch.setattr(fingerprint.igd, "__file__", str(tmp_path / "igd" / "__init__.py"))
-    of = fingerprint.code_fingerprint.__wrapped__
+    of = fingerprint._sources.__wrapped__
     before = of()
     for untouched in ("cli/train.py", "report/text.py"):
         (tmp_path / "igd" / untouched).write_text("")

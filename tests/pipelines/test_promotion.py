@@ -41,7 +41,7 @@ def test_a_worse_version_is_kept_out_and_the_reason_told(task: CategoryTask) -> 
         "distill.max_inputs=8", "net.global_encoder=trained", "calibration.fraction=0.5"])))
     assert blind.version != good.version and in_use(task) == good.version
     assert blind.why.startswith(f"kept {good.version}") and "is worse, with balanced" in blind.why
-    again = train_category(replace(task, retrain=True))  # as good as the one in production
+    again = train_category(replace(task, since="99990101T000000"))  # as good as the one in use
     assert in_use(task) == again.version and "not worse than" in again.why
     assert [record.why for record in registry.history(task.models, "weave")] == [
         "trained", again.why]
@@ -63,7 +63,7 @@ def test_a_damaged_version_in_production_is_replaced(task: CategoryTask) -> None
     damaged = train_category(task)
     weights = Path(task.models) / "weave" / str(damaged.version) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    good = train_category(replace(task, retrain=True))
+    good = train_category(replace(task, since="99990101T000000"))
     assert in_use(task) == good.version and "cannot be used" in good.why
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,28 @@ def test_models_share_what_the_cluster_has(count, queue, resources, place, toget
     assert at_once(some, queue, found, resources) == together
 
 
+FOUR_SMALL = Resources(cpus=16, gpus=4, nodes=((4, 1),) * 4)
+
+
+@pytest.mark.parametrize(("count", "queue", "place", "together"), [
+    (1, Queue(gpus_per_model=0), (4, 0), 3),       # no node has eight CPUs
+    (2, Queue(gpus_per_model=0, cpus_per_model=3), (3, 0), 4),
+    (9, Queue(gpus_per_model=0.5), (1, 0.5), 8),
+    (9, Queue(workers_per_model=2), (1, 1), 2)])
+def test_no_worker_stands_on_two_nodes(count, queue, place, together) -> None:
+    some = tasks(Path(), Path(), map(str, range(count)), "small", NETS)
+    found = place_of(some, queue, FOUR_SMALL)
+    assert (found.cpus, found.gpus) == place
+    assert at_once(some, queue, found, FOUR_SMALL) == together
+
+
+@pytest.mark.parametrize("queue", [Queue(gpus_per_model=2), Queue(cpus_per_model=5),
+                                   Queue(workers_per_model=5)])
+def test_what_no_node_holds_is_refused(queue) -> None:
+    with pytest.raises(ConfigError, match=r"the cluster has 4 x \(4 CPUs, 1 GPUs\)"):
+        place_of(tasks(Path(), Path(), ["a"], "small", NETS), queue, FOUR_SMALL)
+
+
 def test_fast_takes_a_cpu_whatever_the_nets_would_take() -> None:
     some = tasks(Path(), Path(), ["a", "b"])
     assert vars(place_of(some, Queue(gpus_per_model=1, workers_per_model=9), CPUS)) == {
@@ -122,7 +145,7 @@ def test_fast_takes_a_cpu_whatever_the_nets_would_take() -> None:
 @pytest.mark.parametrize("queue", [
     Queue(gpus_per_model=0.5), Queue(workers_per_model=11), Queue(cpus_per_model=11)])
 def test_more_than_the_cluster_has_is_refused_at_once(queue) -> None:
-    with pytest.raises(ConfigError, match=r"a model takes .* the cluster has 10 CPUs, 0 GPUs"):
+    with pytest.raises(ConfigError, match=r"a model takes .* has 1 x \(10 CPUs, 0 GPUs\)"):
         place_of(tasks(Path(), Path(), ["a"], "small", NETS), queue, CPUS)
 
 
@@ -202,6 +225,35 @@ def test_what_may_have_been_bad_luck_is_tried_again(cluster, error, again) -> No
                                          Queue(retries=2))
         assert retry == expected
         assert str(error) in outcome.error and outcome.attempts == number
+
+
+def test_the_reason_of_a_death_is_its_first_line_and_of_an_exception_its_last(
+        cluster, monkeypatch) -> None:
+    task, = tasks(Path(), Path(), ["a"])
+    raised = fails.remote(ValueError("first\nlast"))
+    outcome, again = module._outcome(raised, module._Attempt(task, 5), Queue())
+    assert outcome.error == "last" and again
+
+    def out_of_memory(reference: object) -> None:
+        raise ray.exceptions.OutOfMemoryError("Killed: out of memory.\nRefer to the documentation.")
+
+    monkeypatch.setattr(ray, "get", out_of_memory)
+    outcome, again = module._outcome(raised, module._Attempt(task, 5), Queue())
+    assert outcome.error == "Killed: out of memory." and again
+
+
+@pytest.mark.timeout(120)
+def test_a_category_that_nothing_is_heard_of_is_stopped(cluster, tiny_data, tmp_path,
+                                                        monkeypatch) -> None:
+    some = tasks(tiny_data, tmp_path / "models", ["weave"])
+    monkeypatch.setattr(module, "_start", lambda *args: sleeps.remote())
+    outcome, = train_all(some, cluster, queue=Queue(retries=1, stall_s=3))
+    assert outcome.error is not None and outcome.attempts == 2
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def sleeps() -> None:
+    time.sleep(600)
 
 
 @pytest.mark.timeout(300)
