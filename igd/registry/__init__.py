@@ -189,7 +189,8 @@ def save_bundle(models_uri: str, category: str, model: nn.Module, config: Config
     pq.write_table(calibration.cast(CALIBRATION), sink, compression="zstd")
     now = datetime.now(UTC)
     weights_sha = hashlib.sha256(weights).hexdigest()
-    version = f"{now:%Y%m%dT%H%M%S}-{weights_sha[:8]}"
+    # versions are in order of their names: to the millisecond, or two of one second are not
+    version = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}-{weights_sha[:8]}"
     document = {
         "schema_version": BUNDLE_SCHEMA, "category": category, "version": version,
         "config": config_to_dict(config), "weights_sha256": weights_sha,

@@ -30,9 +30,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 TINY = ("net.latent=8", "train.patches_per_image=4", "distill.max_inputs=48",
         "distill.batch_size=4", "train.lr=1e-3")
-FLAGS = ("--width", "8", "--epochs", "3", "--iterations", "4",
+FLAGS = ("--width", "8", "--epochs", "3", "--iterations", "40",
          *(word for item in TINY for word in ("--set", item)))
-OVERRIDES = ("net.width=8", "train.epochs=3", "distill.iterations=4", *TINY)
+OVERRIDES = ("net.width=8", "train.epochs=3", "distill.iterations=40", *TINY)
 ONE_CLASS = ("net.branches=local", "image.size=32")
 
 
@@ -96,7 +96,7 @@ def test_every_phase_ran_to_its_end_and_learnt(found: dict[str, Any]) -> None:
         assert list(figures["phases"]) == [f"{branch} {phase}" for branch in branches
                                            for phase in ("distil", "em")]
         for name, phase in figures["phases"].items():
-            assert phase["done"] == phase["of"] == (4 if "distil" in name else 3)
+            assert phase["done"] == phase["of"] == (40 if "distil" in name else 3)
             assert phase["inputs_per_s"] > 0
             term = "distillation" if "distil" in name else "reconstruction"
             assert 0 < phase["last"][term] < phase["first"][term]
