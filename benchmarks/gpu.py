@@ -156,9 +156,7 @@ def category(options: argparse.Namespace, figures: Figures, save: Callable[[], N
     config = config_of(options)
     figures |= {"name": options.category, "config": config_to_dict(config)}
     normals = load_normals(normal_images(options.data, options.category), config)
-    group_N = torch.from_numpy(draw_groups(
-        normals.images_NHWC, normals.sha256, seed=config.seed,
-        min_correlation=config.calibration.twin_correlation))
+    group_N = torch.from_numpy(draw_groups(normals.images_NHWC, normals.sha256, config))
     train_N, _ = split_normals(group_N, config)
     model = train(as_batch(normals.images_NHWC)[train_N], config, figures, save)
     tests = load_tests(test_images(options.data, options.category), config.image)

@@ -102,9 +102,7 @@ def load(data: str, category: str, most: int) -> tuple[Loaded, TestSet]:
 
 
 def groups(normals: Loaded, config: Config) -> torch.Tensor:
-    return torch.from_numpy(draw_groups(
-        normals.images_NHWC, normals.sha256, seed=config.seed,
-        min_correlation=config.calibration.twin_correlation))
+    return torch.from_numpy(draw_groups(normals.images_NHWC, normals.sha256, config))
 
 
 def fit_fast(normals: Loaded, tests: TestSet, seed: int) -> Scored:

@@ -63,8 +63,8 @@ def main() -> None:
                 chosen = np.sort(chosen[:round(options.share * len(train))])
                 subset = part_of(train, chosen)
                 group_N = torch.from_numpy(draw_groups(
-                    subset.images_NHWC, [normals.sha256[i] for i in chosen], seed=refit,
-                    min_correlation=config.calibration.twin_correlation))
+                    subset.images_NHWC, [normals.sha256[i] for i in chosen],
+                    replace(config, seed=refit)))
                 found = {name: judged(tests, scores) for name, scores in methods(
                     subset, test, settings, refit, group_N).items()}
                 document["runs"].append({"part": part, "refit": refit, "normals": len(subset),

@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from igd.config import Config
 from igd.errors import ConfigError, DataError
 
 __all__ = ["MIN_CORRELATION", "cluster_near_duplicates", "cluster_near_twins", "draw_groups",
@@ -95,9 +96,9 @@ def cluster_near_duplicates(images: Iterable[NDArray[np.uint8]], *,
     return np.unique(first_N, return_inverse=True)[1].astype(np.int64)
 
 
-def draw_groups(images: Iterable[NDArray[np.uint8]], sha256_N: Sequence[str], *,
-                min_correlation: float, seed: int) -> NDArray[np.int64]:
-    """Groups of near-duplicates, numbered in an order drawn with a seed.
+def draw_groups(images: Iterable[NDArray[np.uint8]], sha256_N: Sequence[str],
+                config: Config) -> NDArray[np.int64]:
+    """Groups of near-duplicates among normals, numbered in an order drawn with the config's seed.
 
     A group's place is a hash of the seed and of its files' checksums, so that most of the images
     held out of one training are held out of the next, when images were added.
@@ -108,12 +109,13 @@ def draw_groups(images: Iterable[NDArray[np.uint8]], sha256_N: Sequence[str], *,
     Returns:
         int64 (N,), for `igd.model.groups`.
     """
-    label_N = cluster_near_duplicates(images, min_correlation=min_correlation)
+    label_N = cluster_near_duplicates(
+        images, min_correlation=config.calibration.twin_correlation)
     name_G: dict[int, str] = {}
     for label, digest in zip(label_N.tolist(), sha256_N, strict=True):
         name_G[label] = min(digest, name_G.get(label, digest))
     drawn = sorted(name_G, key=lambda label: hashlib.sha256(
-        f"{seed} {name_G[label]}".encode()).digest())
+        f"{config.seed} {name_G[label]}".encode()).digest())
     place_G = np.empty(len(drawn), np.int64)
     place_G[drawn] = np.arange(len(drawn))
     return place_G[label_N]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -131,23 +131,20 @@ def train_category(task: CategoryTask, report: Report = silent, *, device: str |
         DivergedError: training met a NaN or a collapsed Gaussian.
     """
     began = time.monotonic()
-    found = look(task, report) if workers.rank == 0 else None
-    ready: _Ready | None = None
-    problem: Exception | None = None
-    if found is None:
-        try:
-            ready = _prepare(task, report)
-        except Exception as error:  # the other workers have to hear of it before it is raised
-            problem = error
-    if found is None and ready is not None and workers.rank == 0:
-        found = _look_again(task, ready, report)
+    start: Outcome | _Ready | Exception
+    try:
+        start = _begin(task, report, leads=workers.rank == 0)
+    except Exception as error:  # the other workers have to hear of it before it is raised
+        start = error
     # all go on, or none: one alone would wait for the others for ever
-    if not workers.all_well(found is None and problem is None, device or DEFAULT_DEVICE):
-        if problem is not None:
-            raise problem
-        return found or Outcome(category=task.category, preset=task.config.preset)
-    assert ready is not None
-    loaded, group_N, fingerprint = ready.loaded, ready.group_N, ready.fingerprint
+    go_on = workers.all_well(isinstance(start, _Ready), device or DEFAULT_DEVICE)
+    if isinstance(start, Exception):
+        raise start
+    if isinstance(start, Outcome):
+        return replace(start, seconds=time.monotonic() - began)
+    if not go_on:
+        return Outcome(category=task.category, preset=task.config.preset)
+    loaded, group_N, fingerprint = start.loaded, start.group_N, start.fingerprint
     for line in changes(task.models, task.category, fingerprint):
         report(Event(task.category, "new training", text=line))
     trained = _train(task, loaded, group_N, fingerprint, report, device, workers)
@@ -158,9 +155,10 @@ def train_category(task: CategoryTask, report: Report = silent, *, device: str |
     version = registry.save_bundle(
         task.models, task.category, trained.model, task.config,
         _rows(trained.calibration, loaded),
-        _provenance(task, loaded, group_N, fingerprint, trained, time.monotonic() - began),
+        _provenance(task, loaded, group_N, fingerprint, trained, smallest,
+                    time.monotonic() - began),
         trained.files)
-    why = _promote(task, version, ready.refs, report)
+    why = _promote(task, version, start.refs, report)
     _clear(task, fingerprint.key, report)
     return Outcome(
         category=task.category, preset=task.config.preset, version=version, why=why,
@@ -179,10 +177,7 @@ def look(task: CategoryTask, report: Report = silent) -> Outcome | None:
     """
     report(Event(task.category, "looking"))
     refs = normal_images(task.data, task.category)
-    found = finished_version(task.models, task.category, task.config,
-                             code_fingerprint(task.config), listing=listing_of(refs),
-                             since=task.since)
-    return None if found is None else _already(task, found, refs, report)
+    return _finished(task, refs, code_fingerprint(task.config), report, listing=listing_of(refs))
 
 
 @dataclass(frozen=True)
@@ -195,34 +190,44 @@ class _Ready:
     fingerprint: Fingerprint
 
 
-def _prepare(task: CategoryTask, report: Report) -> _Ready:
+def _begin(task: CategoryTask, report: Report, *, leads: bool) -> Outcome | _Ready:
+    """What a training starts from; or the outcome, where a finished version is there.
+
+    Args:
+        leads: whether this worker looks for one; the others are told.
+    """
+    report(Event(task.category, "looking"))
     refs = normal_images(task.data, task.category)
+    listing, code = listing_of(refs), code_fingerprint(task.config)
+    found = _finished(task, refs, code, report, listing=listing) if leads else None
+    if found is not None:
+        return found
     loaded = _load(task, refs, report)
+    # the files may only have been touched
+    found = _finished(task, refs, code, report, data=loaded.fingerprint) if leads else None
+    if found is not None:
+        return found
     return _Ready(refs, loaded, normal_groups(loaded, task.config), Fingerprint(
-        data=loaded.fingerprint, listing=listing_of(refs), images=len(loaded.keys),
-        config=config_to_dict(task.config), code=code_fingerprint(task.config)))
-
-
-def _look_again(task: CategoryTask, ready: _Ready, report: Report) -> Outcome | None:
-    """As `look`, by what is in the images: the files may only have been touched."""
-    found = finished_version(task.models, task.category, task.config, ready.fingerprint.code,
-                             data=ready.fingerprint.data, since=task.since)
-    return None if found is None else _already(task, found, ready.refs, report)
+        data=loaded.fingerprint, listing=listing, images=len(loaded.keys),
+        config=config_to_dict(task.config), code=code))
 
 
 def normal_groups(loaded: Loaded, config: Config) -> Tensor:
     """Groups of near-duplicates among the normals, for `igd.model.groups`; (N,)."""
-    return torch.from_numpy(draw_groups(
-        loaded.images_NHWC, loaded.sha256, seed=config.seed,
-        min_correlation=config.calibration.twin_correlation))
+    return torch.from_numpy(draw_groups(loaded.images_NHWC, loaded.sha256, config))
 
 
-def _already(task: CategoryTask, version: str, refs: Sequence[ImageRef],
-             report: Report) -> Outcome | None:
-    """A finished version; it is promoted if its training was killed before it could be.
+def _finished(task: CategoryTask, refs: Sequence[ImageRef], code: str, report: Report, *,
+              listing: str | None = None, data: str | None = None) -> Outcome | None:
+    """The outcome of a finished version of equal listing or data, if there is one.
 
-    None where it turns out to be damaged.
+    It is promoted if its training was killed before it could be; where it turns out to be
+    damaged, it does not count.
     """
+    version = finished_version(task.models, task.category, task.config, code, listing=listing,
+                               data=data, since=task.since)
+    if version is None:
+        return None
     known = {record.version for record in registry.history(task.models, task.category)}
     try:
         why = "as it was" if version in known else _promote(task, version, refs, report)
@@ -381,7 +386,7 @@ def _rows(calibration: Calibration, loaded: Loaded) -> pa.Table:
 
 
 def _provenance(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint: Fingerprint,
-                trained: _Trained, seconds: float) -> dict[str, Any]:
+                trained: _Trained, smallest_alpha: float, seconds: float) -> dict[str, Any]:
     fast = task.config.preset == "fast"
     return {
         "data": task.data, "images": len(loaded.keys),
@@ -390,7 +395,7 @@ def _provenance(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint
         "fingerprint": fingerprint.document(), "unseen_share": loaded.unseen,
         "preset_reason": task.preset_reason, "seconds": round(seconds, 2),
         "calibration": "cross-conformal" if fast else "split-conformal",
-        "smallest_alpha": Calibrator(trained.calibration.score_M.numpy()).smallest_alpha,
+        "smallest_alpha": smallest_alpha,
         "score_fingerprint": score_fingerprint(task.config),
         "scale_images": [loaded.keys[i] for i in trained.scale],
         "torch_threads": torch.get_num_threads(), "findings": findings(trained.curve),

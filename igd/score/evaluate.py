@@ -212,9 +212,7 @@ def evaluate_category(data: str, category: str, scorer: Scorer, *, fpr: float = 
               for name, scores in baselines(train, test)}
     rungs: dict[str, MethodResult] = {}
     if with_ladder:
-        group_N = torch.from_numpy(draw_groups(
-            normal_NHWC, normals.sha256, seed=config.seed,
-            min_correlation=config.calibration.twin_correlation))
+        group_N = torch.from_numpy(draw_groups(normal_NHWC, normals.sha256, config))
         of_fast = preset_config("fast", [f"image.size={config.image.size}"])
         for name, scores in ladder(train, test, of_fast, group_N):
             progress(f"ladder {name}")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
+from igd.config import preset_config
 from igd.data import twins
 from igd.data.images import decode
 from igd.data.twins import (
@@ -179,7 +180,7 @@ def test_groups_are_drawn_by_what_is_in_them_and_not_by_what_is_beside() -> None
     images, digests = parts(30), [f"{i:064d}" for i in range(30)]
 
     def drawn(count: int, seed: int) -> list[int]:
-        group_N = draw_groups(images[:count], digests[:count], min_correlation=0.95, seed=seed)
+        group_N = draw_groups(images[:count], digests[:count], preset_config("fast", seed=seed))
         assert sorted(group_N) == list(range(count))
         return np.argsort(group_N).tolist()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from PIL import Image
 from igd import registry
 from igd.config import Config, preset_config
 from igd.data.datasets import load_normals, normal_images
-from igd.errors import DataError
+from igd.errors import DataError, StorageError
+from igd.pipelines import category
 from igd.pipelines.category import CategoryTask, normal_groups, train_category
 from igd.score.scorer import THREADS, pinned_threads
 from igd.train.calibrate import split_normals
+from igd.train.workers import Workers
 
 CATEGORY = "weave"  # 24 normals
 
@@ -100,3 +103,47 @@ def test_names_that_are_not_utf_8_are_kept_escaped(tiny_data, tmp_path) -> None:
     bundle = train(tmp_path / "data", tmp_path / "models", preset_config(
         "fast", ["image.size=64", "calibration.folds=3"]))
     assert "Geh\\xe4use.png" in bundle.calibration["image"].to_pylist()
+
+
+class OneOfTwo(Workers):
+    """The first of two workers, whose partner is well; records what is asked."""
+
+    asked: ClassVar[list[bool]] = []
+
+    def all_well(self, well: bool, device: str) -> bool:
+        self.asked.append(well)
+        return well
+
+
+@pytest.mark.parametrize("breaks", ["normal_images", "load_normals", "finished_version"])
+def test_a_worker_that_cannot_begin_tells_the_others_before_it_stops(
+        tiny_data, tmp_path, monkeypatch, breaks) -> None:
+    """Else they would wait for it until the process group gives up."""
+    def broken(*args: object, **settings: object) -> None:
+        raise StorageError("out of reach")
+
+    monkeypatch.setattr(category, breaks, broken)
+    monkeypatch.setattr(OneOfTwo, "asked", [])
+    with pytest.raises(StorageError, match="out of reach"):
+        train_category(CategoryTask(data=str(tiny_data), category=CATEGORY, models=str(tmp_path),
+                                    config=config()), workers=OneOfTwo(0, 2))
+    assert OneOfTwo.asked == [False]
+
+
+def test_a_finished_version_ends_it_for_all_workers(tiny_data, tmp_path, monkeypatch) -> None:
+    task = CategoryTask(data=str(tiny_data), category=CATEGORY, models=str(tmp_path),
+                        config=preset_config("fast", ["image.size=64", "calibration.folds=3"]))
+    version = train_category(task).version
+    monkeypatch.setattr(OneOfTwo, "asked", [])
+    found = train_category(task, workers=OneOfTwo(0, 2))
+    assert found.already and found.version == version and found.seconds > 0
+    assert OneOfTwo.asked == [False]  # so the other goes no further either
+
+
+def test_a_worker_whose_leader_stops_trains_nothing(tiny_data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(OneOfTwo, "all_well", lambda *_: False)
+    outcome = train_category(CategoryTask(
+        data=str(tiny_data), category=CATEGORY, models=str(tmp_path), config=config()),
+        workers=OneOfTwo(1, 2))
+    assert outcome.version is None and outcome.error is None
+    assert registry.category_folders(str(tmp_path)) == []
