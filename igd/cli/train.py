@@ -130,11 +130,12 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
            checkpoint_s: float = 30.0, promote: str = "always") -> list[Outcome]:
     from igd import storage
     from igd.config import preset_config
-    from igd.pipelines.category import PROMOTIONS, CategoryTask
+    from igd.pipelines.category import CategoryTask
+    from igd.pipelines.promotion import POLICIES
     from igd.report.names import visible
 
-    if promote not in PROMOTIONS:
-        raise ConfigError(f"--promote {promote!r}: expected {', '.join(PROMOTIONS)}")
+    if promote not in POLICIES:
+        raise ConfigError(f"--promote {promote!r}: expected {', '.join(POLICIES)}")
     preset_config(preset or "fast", settings, seed=seed)  # refused before a cluster is started
     _check_known(names, data)
     from igd.pipelines.cluster import connected

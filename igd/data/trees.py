@@ -7,6 +7,7 @@ sources of a scoring run: indexed, never extracted.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import posixpath
@@ -140,13 +141,20 @@ def _refs(place: str) -> Iterator[ImageRef]:
             continue
         stem = posixpath.splitext(posixpath.basename(entry.key))[0]
         folder = "" if alone else posixpath.splitext(entry.key)[0] + "/"
-        ends: list[SourceRecord] = []
-        for name, member in scan(entry.uri, ends.append):
+        for name, member in _members(entry.uri, entry.version):
             inside = posixpath.normpath(name).removeprefix(f"{stem}/")
             yield ImageRef(_escaped(folder + inside), member)
-        if ends[0].status != SourceStatus.COMPLETE:
-            raise DataError(f"archive {entry.uri} is {ends[0].status} ({ends[0].detail}); "
-                            "expected a whole tar or zip; copy it again")
+
+
+@functools.lru_cache(maxsize=1)
+def _members(archive: str, version: str) -> tuple[tuple[str, Member], ...]:
+    """Names and members of one version of an archive: that of many categories is walked once."""
+    ends: list[SourceRecord] = []
+    found = tuple(scan(archive, ends.append))
+    if ends[0].status != SourceStatus.COMPLETE:
+        raise DataError(f"archive {archive} is {ends[0].status} ({ends[0].detail}); expected a "
+                        "whole tar or zip; copy it again")
+    return found
 
 
 def _escaped(key: str) -> str:

@@ -7,19 +7,16 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from igd import registry, storage
 from igd.config import Config, config_to_dict
 from igd.data.datasets import Loaded, load_normals, normal_images
-from igd.data.trees import ImageRef, read_image
+from igd.data.trees import ImageRef
 from igd.data.twins import draw_groups
 from igd.errors import ModelError
 from igd.model.igd import IGD
@@ -33,8 +30,8 @@ from igd.pipelines.fingerprint import (
     listing_of,
 )
 from igd.pipelines.progress import Event, Meter, Report, silent
+from igd.pipelines.promotion import Policy, promote
 from igd.records import CALIBRATION
-from igd.score.compare import compare
 from igd.score.conformal import Calibrator
 from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
 from igd.train.calibrate import (
@@ -50,8 +47,6 @@ from igd.train.strip import COLUMNS, strip
 from igd.train.workers import ALONE, Workers
 
 DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Promotion = Literal["always", "if-better", "never"]
-PROMOTIONS: tuple[Promotion, ...] = get_args(Promotion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +69,7 @@ class CategoryTask:
     models: str
     config: Config
     preset_reason: str = "asked for"
-    promote: Promotion = "always"
+    promote: Policy = "always"
     since: str = ""
     checkpoint_s: float = EVERY_S
 
@@ -243,6 +238,11 @@ def _finished(task: CategoryTask, refs: Sequence[ImageRef], code: str, report: R
         tensorboard=None if task.config.preset == "fast" else _shown(task, version))
 
 
+def _promote(task: CategoryTask, version: str, refs: Sequence[ImageRef], report: Report) -> str:
+    return promote(task.models, task.category, version, task.promote, refs, task.config.image,
+                   report)
+
+
 def _clear(task: CategoryTask, key: str, report: Report) -> None:
     problem = clear(task.models, task.category, f"{key}/", trainer_name(task))
     if problem:
@@ -253,37 +253,6 @@ def trainer_name(task: CategoryTask) -> str:
     """The beginning of the names of this task's trainers."""
     text = json.dumps([task.data, config_to_dict(task.config)], sort_keys=True)
     return f"trainer-{hashlib.sha256(text.encode()).hexdigest()[:12]}-"
-
-
-def _promote(task: CategoryTask, version: str, refs: Sequence[ImageRef], report: Report) -> str:
-    """Puts a version in production, if it is to be; says what was done and why."""
-    if task.promote == "never":
-        return "not put in production, as asked for"
-    present = registry.in_use(task.models, task.category)
-    if task.promote == "always" or present is None:
-        registry.promote(task.models, task.category, version, why="trained")
-        return "in production"
-    candidate = registry.load_bundle(task.models, task.category, version)
-    try:
-        production = registry.load_bundle(task.models, task.category, present.version)
-    except ModelError as error:
-        why = f"{present.version} was in production and cannot be used: {error}"
-        registry.promote(task.models, task.category, version, why=why)
-        return f"in production: {why}"
-    ref_of = {ref.key: ref for ref in refs}
-    rows = candidate.calibration.select(["image", "sha256"]).to_pylist()
-    comparison = compare(
-        candidate, production,
-        {row["sha256"]: partial(_source, ref_of[row["image"]], task.config) for row in rows
-         if row["image"] in ref_of},
-        progress=Meter(task.category, report, "comparing", images_per_step=2))
-    if comparison.takes_candidate:
-        registry.promote(task.models, task.category, version, why=comparison.why)
-    return comparison.why
-
-
-def _source(ref: ImageRef, config: Config) -> NDArray[np.uint8]:
-    return read_image(ref, config.image)[0]
 
 
 def _shown(task: CategoryTask, version: str) -> str:

@@ -284,19 +284,22 @@ def production_version(models_uri: str, category: str) -> str:
     return present.version
 
 
-def promote(models_uri: str, category: str, version: str, why: str = "asked for") -> int:
+def promote(models_uri: str, category: str, version: str, why: str = "asked for",
+            after: int | None = None) -> int:
     """Puts a whole version in use and returns its number in the history.
 
     Two at once both succeed, one after the other; nothing is overwritten.
 
     Args:
         why: one line for people, kept in the history.
+        after: only if this still is the last number of the history, 0 where there is none.
 
     Raises:
         ModelError: there is no such version, or it is damaged; names those there are.
+        LostRaceError: another version was put in use after number `after`.
     """
     _check_whole(models_uri, category, version)
-    return production.append(models_uri, category, version, why).sequence
+    return production.append(models_uri, category, version, why, after).sequence
 
 
 def rollback(models_uri: str, category: str) -> Promotion:

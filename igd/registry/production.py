@@ -87,10 +87,21 @@ def before(promotions: Sequence[Promotion]) -> str | None:
                  if promotion.version not in taken_out | {present}), None)
 
 
-def append(models_uri: str, category: str, version: str, why: str) -> Promotion:
-    """Records a promotion after all there are; with several at once each gets a number."""
-    sequence = max(numbers(models_uri, category), default=0) + 1
+def append(models_uri: str, category: str, version: str, why: str,
+           after: int | None = None) -> Promotion:
+    """Records a promotion after all there are; with several at once each gets a number.
+
+    Args:
+        after: the number that the record is to follow, 0 for none.
+
+    Raises:
+        LostRaceError: another record follows `after` already.
+    """
+    sequence = (max(numbers(models_uri, category), default=0) if after is None else after) + 1
     while (promotion := _create(models_uri, category, sequence, version, why)) is None:
+        if after is not None:
+            raise LostRaceError(f"category {category!r}: another version was put in use meanwhile; "
+                                f"{version} is not; see igd-ray models show {category}")
         sequence += 1
     return promotion
 

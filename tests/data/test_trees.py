@@ -6,14 +6,17 @@ import io
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from igd import storage
 from igd.config import preset_config
-from igd.data import datasets
+from igd.data import datasets, trees
 from igd.data.datasets import categories, load_normals, load_tests, normal_images
+from igd.data.members import Member
+from igd.data.sources import SourceRecord, scan
 from igd.data.trees import list_tree
 from igd.errors import DataError
 
@@ -65,6 +68,24 @@ def test_the_whole_dataset_may_be_an_archive(tiny_data: Path, tmp_path: Path, na
                                              prefix: str) -> None:
     pack(tiny_data, tmp_path / name, prefix)
     same(str(tiny_data), str(tmp_path / name))
+
+
+def test_an_archive_of_many_categories_is_walked_once_per_version(
+        tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[str] = []
+
+    def counted(uri: str, done: Callable[[SourceRecord], None]) -> Iterator[tuple[str, Member]]:
+        walked.append(uri)
+        return scan(uri, done)
+
+    monkeypatch.setattr(trees, "scan", counted)
+    archive = tmp_path / "all.tar"
+    pack(tiny_data, archive)
+    for name in categories(str(archive)):
+        normal_images(str(archive), name)
+    assert len(walked) == 1
+    pack(tiny_data / "weave", archive, "weave/")
+    assert len(normal_images(str(archive), "weave")) == 24 and len(walked) == 2
 
 
 def test_archives_on_s3_are_read_by_ranges(tiny_data: Path, packed: Path, bucket: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from PIL import Image
 
 from igd import registry
 from igd.config import preset_config
+from igd.errors import LostRaceError
+from igd.pipelines import promotion
 from igd.pipelines.category import CategoryTask, train_category
+from igd.score.compare import Comparison, compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,3 +75,32 @@ def test_never_means_never(task: CategoryTask) -> None:
     outcome = train_category(replace(task, promote="never"))
     assert registry.list_categories(task.models) == [] and "not put in production" in outcome.why
     assert train_category(task).version == outcome.version == in_use(task)  # asked for later
+
+
+def test_a_version_that_another_training_put_in_production_meanwhile_is_compared_too(
+        task: CategoryTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_category(task)
+    other = train_category(replace(task, promote="never", since="99990101T000000"))
+    compared: list[str] = []
+
+    def slow(candidate: registry.Bundle, production: registry.Bundle, *args: Any,
+             **settings: Any) -> Comparison:
+        compared.append(production.version)
+        if len(compared) == 1:
+            registry.promote(task.models, "weave", str(other.version))
+        return compare(candidate, production, *args, **settings)
+
+    monkeypatch.setattr(promotion, "compare", slow)
+    mine = train_category(replace(task, since="99990101T000000"))
+    assert compared[1:] == [other.version] and in_use(task) == mine.version
+    assert other.version in mine.why
+
+
+def test_comparisons_without_an_end_are_given_up(
+        task: CategoryTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train_category(task)
+    monkeypatch.setattr(promotion, "_better", lambda *args: (
+        registry.promote(task.models, "weave", str(first.version)) > 0, "better"))
+    with pytest.raises(LostRaceError, match="is kept, and not in production"):
+        train_category(replace(task, since="99990101T000000"))
+    assert in_use(task) == first.version
