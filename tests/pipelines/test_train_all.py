@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,26 @@ def test_a_worker_that_dies_costs_an_attempt_and_no_bit(cluster, pictures, tmp_p
     one, other = (registry.load_bundle(str(tmp_path / place), "weave").model.state_dict()
                   for place in ("undisturbed", "killed"))
     assert all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.timeout(300)
+def test_two_who_train_the_same_at_once_end_in_the_same_bits(cluster, pictures, tmp_path) -> None:
+    some = [dataclasses.replace(task, checkpoint_s=0) for task in tasks(
+        pictures, tmp_path / "models", ["weave"], "small", TINY_NETS)]
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(lambda _: train_all(some, cluster, queue=Queue(
+            cpus_per_model=1, trainer="always")), range(2)))
+    assert [outcome.error for outcome, in outcomes] == [None, None]
+    versions = registry.list_versions(str(tmp_path / "models"), "weave")
+    assert {outcome.version for outcome, in outcomes} == set(versions)
+    one, *others = (registry.load_bundle(str(tmp_path / "models"), "weave", version)
+                    for version in versions)
+    weights = one.model.state_dict()
+    assert all(weights[name].equal(tensor) for other in others
+               for name, tensor in other.model.state_dict().items())
+    assert all(one.calibration.equals(other.calibration) for other in others)
+    assert registry.production_version(str(tmp_path / "models"), "weave") in versions
+    assert not list(storage.list_objects(training_folder(str(tmp_path / "models"), "weave")))
 
 
 @ray.remote(max_retries=0)
