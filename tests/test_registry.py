@@ -30,7 +30,7 @@ from igd.errors import ConfigError, LostRaceError, ModelError
 from igd.model.igd import IGD
 from igd.model.resnet import ResNet18
 from igd.records import CALIBRATION
-from igd.registry import production
+from igd.registry import production, teachers
 from igd.score.scorer import Scorer
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -520,7 +520,7 @@ def test_loading_a_bundle_opens_no_pickle(tiny_models: Path) -> None:
 
 
 def test_other_teacher_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "TEACHER_SHA256", "0" * 64)
+    monkeypatch.setattr(teachers, "TEACHER_SHA256", "0" * 64)
     registry.load_teacher.cache_clear()
     try:
         with pytest.raises(ModelError, match="teacher weights have sha256 579344248a93e230"):

@@ -21,6 +21,7 @@ from igd.data.images import DECODE_PATH, Geometry, prepare
 from igd.errors import DataError
 from igd.records import Decision
 from igd.registry import Bundle
+from igd.registry.teachers import TEACHER_SHA256
 from igd.score.conformal import Calibrator, Levels, levels
 from igd.score.regions import Region, find_regions
 
@@ -156,7 +157,7 @@ def score_fingerprint(config: Config) -> str:
     parts = (config.preset, config.image, config.mix, config.dense, config.net,
              config.train.descriptor, METHOD, "1xCxSxS",
              f"threads={THREADS}", "float32", "cpu", DECODE_PATH, f"torch-{torch.__version__}",
-             registry.TEACHER_SHA256)
+             TEACHER_SHA256)
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 
