@@ -228,3 +228,17 @@ def test_the_documentation_names_what_there_is(job) -> None:
         assert (ROOT / path).is_file(), path
     assert f"job/{job['metadata']['name']}\n" in text
     assert f"rayjob {job['metadata']['name']}\n" in text
+
+
+def test_the_image_has_what_the_manifest_starts_and_no_more(job) -> None:
+    steps = (ROOT / "deploy" / "Dockerfile").read_text()
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = {path for line in re.findall(r"^COPY (.*) /\S*$", steps, re.M)
+              for path in line.split()}
+    assert ignored[0] == "*" and copied == {line[1:] for line in ignored if line[0] == "!"}
+    assert all((ROOT / path).exists() for path in copied)
+    assert "USER 1000:1000\n" in steps and "ENV PYTHONPATH=/app " in steps
+    module = shlex.split(job["spec"]["entrypoint"])[2].split(".")
+    assert module[0] in copied and (ROOT / f"{'/'.join(module)}.py").is_file()
+    base, = re.findall(r"^ARG BASE=python:([\d.]+)-", steps, re.M)
+    assert f">={base}" in (ROOT / "pyproject.toml").read_text()
