@@ -17,13 +17,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from igd.errors import StorageError
 
+LARGE_FILES = "/var/tmp"
+MOUNTS = "/proc/self/mounts"
+
 
 def check_space(folder: str, needed: int) -> None:
-    """Makes sure that a folder of the local disk has room for so many bytes.
+    """Makes sure that a folder of a local disk has room for so many bytes.
 
     Raises:
-        StorageError: it has not, or cannot be written.
+        StorageError: it has not, cannot be written, or is in memory itself.
     """
+    if is_in_memory(folder):
+        raise StorageError(f"scratch folder {folder} is in memory (tmpfs); expected a folder on a "
+                           "local disk; choose one with --scratch")
     try:
         free = shutil.disk_usage(folder).free
         with tempfile.TemporaryFile(dir=folder):
@@ -34,6 +40,24 @@ def check_space(folder: str, needed: int) -> None:
     if free < needed:
         raise StorageError(f"scratch folder {folder} has {in_gib(free)} free; expected "
                            f"{in_gib(needed)}; make room, or choose another with --scratch")
+
+
+def default_folder() -> str:
+    """The system's for temporary files, or its other one where that is in memory."""
+    folder = tempfile.gettempdir()
+    return LARGE_FILES if is_in_memory(folder) and os.path.isdir(LARGE_FILES) else folder
+
+
+def is_in_memory(folder: str) -> bool:
+    """Whether what is written there takes memory, as far as the system says."""
+    if not os.path.exists(MOUNTS):
+        return False
+    with open(MOUNTS) as lines:
+        kinds = {fields[1]: fields[2] for fields in map(str.split, lines)}
+    at = os.path.realpath(folder)
+    while at not in kinds and at != os.path.dirname(at):
+        at = os.path.dirname(at)
+    return kinds.get(at) in ("tmpfs", "ramfs")
 
 
 def mapped(folder: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

@@ -24,6 +24,8 @@ from igd.train.workers import ALONE, Workers
 
 CHUNK = 225
 """Inputs per forward in the E-step."""
+PART = 64 * CHUNK
+"""Descriptors held at a time."""
 ALPHA_MAX = 0.5
 
 
@@ -65,9 +67,10 @@ class _Descriptors:
         self._inputs, self._input_P = inputs, input_P
 
     def __iter__(self) -> Iterator[Tensor]:
-        for chunk in torch.split(self._input_P, CHUNK):
+        for part in torch.split(self._input_P, PART):
             with torch.no_grad():
-                z_ND = self._inputs.branch.describe(self._inputs.seen(chunk))
+                z_ND = torch.cat([self._inputs.branch.describe(self._inputs.seen(chunk))
+                                  for chunk in torch.split(part, CHUNK)])
             yield z_ND
 
 
