@@ -20,6 +20,7 @@ import pytest
 
 from igd import storage
 from igd.config import preset_config
+from igd.data.scratch import default_folder
 from igd.data.synthetic import generate
 from igd.pipelines.category import CategoryTask, train_category
 from igd.score.scorer import pinned_threads
@@ -66,6 +67,13 @@ def seaweedfs() -> Iterator[str]:
 def bucket(seaweedfs: str) -> str:
     """A prefix of the bucket that no other test uses."""
     return f"{seaweedfs}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder on a disk; `tmp_path` may be in memory."""
+    with tempfile.TemporaryDirectory(prefix="igd-scratch-", dir=default_folder()) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from igd.errors import ConfigError
 
 Models = Annotated[str, typer.Option("--models", metavar="URI", help="Model registry: a folder "
                                      "or s3://bucket/prefix.")]
@@ -28,5 +31,28 @@ DateOption = Annotated[str, typer.Option("--date", metavar="YYYY-MM-DD",
                                          help="The date the rows belong to.")]
 Retrain = Annotated[bool, typer.Option(
     "--retrain", help="Also where a model of the same images, settings and code is there.")]
+MemoryPerModel = Annotated[str | None, typer.Option(
+    "--memory-per-model", metavar="SIZE", help="Memory that each worker of a category may take, "
+    "such as 512MiB or 4GiB; it is asked of Ray. Categories beyond it are kept in scratch files: "
+    "slower, the same weights. Default: an even share, for all that run at once, of what Ray has "
+    "on each node.")]
+ScratchOption = Annotated[str | None, typer.Option(
+    "--scratch", metavar="DIR", help="Folder on a local disk of every node, for categories beyond "
+    "memory; nothing is left in it. Default: the system's for temporary files.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False,
                                                help="Also write the result as JSON.")]
+
+
+def size_of(text: str | None, option: str) -> int | None:
+    """Bytes of `512MiB`, `4GiB`, ...; None of None.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([MGT])iB", text)
+    size = int(float(found[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[found[2]]) if found else 0
+    if not size:
+        raise ConfigError(f"{option} {text!r}: expected a size such as 512MiB or 4GiB")
+    return size

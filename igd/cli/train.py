@@ -14,7 +14,18 @@ import typer
 
 from igd import __version__
 from igd.cli.app import app
-from igd.cli.options import Data, Models, PresetOption, RayAddress, Retrain, Seed, SetOption
+from igd.cli.options import (
+    Data,
+    MemoryPerModel,
+    Models,
+    PresetOption,
+    RayAddress,
+    Retrain,
+    ScratchOption,
+    Seed,
+    SetOption,
+    size_of,
+)
 from igd.cli.output import commit, names_of
 from igd.errors import ConfigError
 
@@ -31,7 +42,8 @@ if TYPE_CHECKING:
 def train(
     category: Annotated[str, typer.Argument(metavar="CATEGORY", help="A folder of DATA.")],
     data: Data, models: Models, preset: PresetOption = None, settings: SetOption = None,
-    seed: Seed = 0, retrain: Retrain = False, ray_address: RayAddress = None,
+    seed: Seed = 0, retrain: Retrain = False, memory_per_model: MemoryPerModel = None,
+    scratch: ScratchOption = None, ray_address: RayAddress = None,
 ) -> None:
     """Train one category's model and put it in production.
 
@@ -44,8 +56,9 @@ def train(
     from igd.pipelines.train_all import Queue
 
     _check_enough(category, data, preset_config(preset or "fast", settings or [], seed=seed))
-    outcomes = _train([category], data, models, preset, settings or [], seed, Queue(), ray_address,
-                      retrain=retrain)
+    queue = Queue(memory_per_model=size_of(memory_per_model, "--memory-per-model"))
+    outcomes = _train([category], data, models, preset, settings or [], seed, queue, ray_address,
+                      retrain=retrain, scratch=scratch)
     if outcomes[0].exit_code:
         raise typer.Exit(outcomes[0].exit_code)
 
@@ -85,6 +98,8 @@ def train_all(
     checkpoint_every: Annotated[float, typer.Option(
         min=0, metavar="SECONDS", help="Time between two checkpoints of a category's nets, at "
         "least.")] = 30.0,
+    memory_per_model: MemoryPerModel = None,
+    scratch: ScratchOption = None,
     retrain: Retrain = False,
     html: Annotated[str | None, typer.Option(
         "--html", metavar="FILE", help="Also write a page, also s3://: what became of each "
@@ -111,6 +126,7 @@ def train_all(
     queue = Queue(gpus_per_model=gpus_per_model, cpus_per_model=cpus_per_model,
                   workers_per_model=workers_per_model, at_once=at_once, retries=retries,
                   stall_s=60 * stall_minutes,
+                  memory_per_model=size_of(memory_per_model, "--memory-per-model"),
                   trainer=trainer)  # type: ignore[arg-type]  # Queue checks it
     settings = [*(settings or []),
                 *([f"calibration.min_images={min_images}"] if min_images else []),
@@ -119,7 +135,7 @@ def train_all(
     names = names_of(categories) or datasets.categories(data)
     outcomes = _train(names, data, models, preset, settings, seed, queue, ray_address,
                       retrain=retrain, html=html, json_lines=json_lines,
-                      checkpoint_s=checkpoint_every, promote=promote)
+                      checkpoint_s=checkpoint_every, promote=promote, scratch=scratch)
     if any(outcome.error is not None for outcome in outcomes):
         raise typer.Exit(3)
 
@@ -127,7 +143,8 @@ def train_all(
 def _train(names: list[str], data: str, models: str, preset: str | None, settings: list[str],
            seed: int, queue: Queue, ray_address: str | None, *, retrain: bool = False,
            html: str | None = None, json_lines: str | None = None,
-           checkpoint_s: float = 30.0, promote: str = "always") -> list[Outcome]:
+           checkpoint_s: float = 30.0, promote: str = "always",
+           scratch: str | None = None) -> list[Outcome]:
     from igd import storage
     from igd.config import preset_config
     from igd.pipelines.category import CategoryTask
@@ -147,7 +164,8 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
         tasks = [CategoryTask(data=storage.canonical(data), category=name,
                               models=storage.canonical(models), config=config,
                               preset_reason=reason, since=since, checkpoint_s=checkpoint_s,
-                              promote=promote)
+                              promote=promote,
+                              scratch=scratch and str(Path(scratch).absolute()))
                  for name in names]
         print(f"preset {chosen} ({reason}); {len(tasks)} categories on {resources.cpus} Ray CPUs, "
               f"{resources.gpus} GPUs", file=text, flush=True)

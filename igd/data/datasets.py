@@ -14,7 +14,7 @@ they are in there. A tar or zip may stand for any of these folders, or for DATA 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar
@@ -33,7 +33,7 @@ from igd.data.trees import (
     read_image,
     read_images,
 )
-from igd.errors import DataError, ImageError
+from igd.errors import DataError, ImageError, StorageError
 from igd.storage import join
 
 _LAYOUT = "expected CATEGORY/train/good/*.png (MVTec AD), CATEGORY/*.png or CATEGORY/good/*.png"
@@ -77,6 +77,25 @@ class Loaded:
     skipped: tuple[tuple[str, str], ...]
     unseen: float
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the model takes it.
+
+    Attributes:
+        image_HWC: uint8 (size, size, 3).
+        source_size: width and height of the source.
+        sha256: hex digest of the file.
+    """
+
+    image_HWC: NDArray[np.uint8]
+    source_size: tuple[int, int]
+    sha256: str
+
+
+Read = Callable[[Sequence[ImageRef], ImageConfig], Iterable[tuple[int, Prepared | ImageError]]]
+"""Reads images: the number of each, in any order, with what it is or why it cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,38 +193,59 @@ def test_images(data_uri: str, category: str) -> list[TestImage]:
     return tests
 
 
+def read_prepared(refs: Sequence[ImageRef],
+                  config: ImageConfig) -> Iterator[tuple[int, Prepared | ImageError]]:
+    """A `Read` in this process: one image after the other."""
+    for number, found in enumerate(read_images(refs, config)):
+        if isinstance(found, ImageError):
+            yield number, found
+        else:
+            image_HWC, digest = found
+            yield number, Prepared(prepare(image_HWC, config), _size(image_HWC), digest)
+
+
 def load_normals(refs: Sequence[ImageRef], config: Config, *,
-                 progress: Callable[[int, int], None] | None = None) -> Loaded:
+                 progress: Callable[[int, int], None] | None = None, read: Read = read_prepared,
+                 empty: Callable[[tuple[int, ...]], NDArray[np.uint8]] | None = None) -> Loaded:
     """Reads, decodes and prepares training images.
 
     Args:
         progress: called with (files done, files in all).
+        read: does the reading.
+        empty: makes the uint8 array of a shape that the images are put in; by default in memory.
 
     Raises:
         DataError: fewer than `calibration.min_images` could be read, or a larger share than
             `calibration.max_unreadable` could not.
+        StorageError: `read` did not tell of every image.
     """
-    images: list[NDArray[np.uint8]] = []
-    keyed: list[tuple[str, str]] = []
-    sizes: list[tuple[int, int]] = []
-    skipped: list[tuple[str, str]] = []
-    unseen = 0.0
-    found = zip(refs, read_images(refs, config.image), strict=True)
-    for done, (ref, read) in enumerate(found, start=1):
-        if isinstance(read, ImageError):
-            skipped.append((ref.key, read.reason))
+    shape = (len(refs), config.image.size, config.image.size, 3)
+    images_NHWC = empty(shape) if empty else np.empty(shape, np.uint8)
+    read_as: dict[int, tuple[str, tuple[int, int]]] = {}
+    reasons: dict[int, str] = {}
+    for done, (number, found) in enumerate(read(refs, config.image), start=1):
+        if isinstance(found, ImageError):
+            reasons[number] = found.reason
         else:
-            image_HWC, digest = read
-            images.append(prepare(image_HWC, config.image))
-            keyed.append((ref.key, digest))
-            sizes.append(_size(image_HWC))
-            unseen += Geometry.of(*sizes[-1], config.image).unseen
+            images_NHWC[number] = found.image_HWC
+            read_as[number] = found.sha256, found.source_size
         if progress:
             progress(done, len(refs))
-    _check_enough(len(images), skipped, config)
-    keys, digests = zip(*keyed, strict=True)
-    return Loaded(np.stack(images), keys, np.array(sizes), digests, tuple(skipped),
-                  unseen / len(images), data_fingerprint(keyed))
+    if len(read_as) + len(reasons) != len(refs):
+        raise StorageError(f"{len(refs) - len(read_as) - len(reasons)} of {len(refs)} images were "
+                           "lost on their way; run the command again")
+    skipped = tuple((refs[number].key, reasons[number]) for number in sorted(reasons))
+    _check_enough(len(read_as), skipped, config)
+    kept = sorted(read_as)
+    for place, number in enumerate(kept):
+        if place != number:
+            images_NHWC[place] = images_NHWC[number]
+    keys = tuple(refs[number].key for number in kept)
+    digests = tuple(read_as[number][0] for number in kept)
+    sizes = [read_as[number][1] for number in kept]
+    unseen = sum(Geometry.of(*size, config.image).unseen for size in sizes)
+    return Loaded(images_NHWC[:len(kept)], keys, np.array(sizes), digests, skipped,
+                  unseen / len(kept), data_fingerprint(list(zip(keys, digests, strict=True))))
 
 
 def load_tests(tests: Sequence[TestImage], config: ImageConfig, *,

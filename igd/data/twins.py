@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,10 +89,16 @@ def cluster_near_duplicates(images: Iterable[NDArray[np.uint8]], *,
     grey_ND = grey_ND.reshape(len(grey_ND), -1)
     _, same_N = np.unique(grey_ND, axis=0, return_inverse=True)
     first_N = np.unique(same_N, return_index=True)[1][same_N]
-    own_ND = _standardised(grey_ND.astype(np.float64))
-    own_ND = _standardised(own_ND - own_ND.mean(0))
-    for start in range(0, len(own_ND), BLOCK):
-        near_BN = own_ND[start:start + BLOCK] @ own_ND[start:].T > min_correlation
+    starts = range(0, len(grey_ND), BLOCK)
+    mean_D = sum(_standardised(grey_ND[at:at + BLOCK]).sum(0) for at in starts) / len(grey_ND)
+
+    def own(at: int) -> NDArray[np.float64]:
+        return _standardised(_standardised(grey_ND[at:at + BLOCK]) - mean_D)
+
+    for start in starts:
+        own_BD = own(start)
+        near_BN = np.hstack([own_BD @ own(at).T > min_correlation
+                             for at in range(start, len(grey_ND), BLOCK)])
         first_N = _join(first_N, near_BN, start)
     return np.unique(first_N, return_inverse=True)[1].astype(np.int64)
 
@@ -121,9 +128,9 @@ def draw_groups(images: Iterable[NDArray[np.uint8]], sha256_N: Sequence[str],
     return place_G[label_N]
 
 
-def _standardised(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+def _standardised(x_ND: NDArray[Any]) -> NDArray[np.float64]:
     """Rows of mean 0 and length 1; a constant row becomes 0."""
-    x_ND = x_ND - x_ND.mean(1, keepdims=True)
+    x_ND = x_ND - x_ND.mean(1, keepdims=True, dtype=np.float64)
     length_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return np.where(length_N1 > 1e-9, x_ND / np.maximum(length_N1, 1e-9), 0.0)
 

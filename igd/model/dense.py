@@ -6,6 +6,8 @@ closed form. METHOD "Beyond the paper" has the ladder that leads from one to the
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,11 @@ BLOCKS = (4, 10, 14)
 LOCAL_CHANNELS = 40 + 112
 POOLED_SIDE = 2
 POOLED_SIZE = (112 + 192) * POOLED_SIDE * POOLED_SIDE
+PART_BYTES = 1 << 26
+"""Features that a fit holds in float64 at a time."""
+
+Zeros = Callable[[tuple[int, ...]], Tensor]
+"""Makes a float32 tensor of a shape, in memory or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +51,24 @@ class Features:
         return len(self.local_NPC)
 
 
-def extract(teacher: EfficientNetLite0, image_NCHW: Tensor) -> Features:
-    """Dense and pooled features of uint8 RGB images (N, 3, S, S), one image per forward."""
-    local: list[Tensor] = []
-    pooled: list[Tensor] = []
+def extract(teacher: EfficientNetLite0, image_NCHW: Tensor,
+            zeros: Zeros | None = None) -> Features:
+    """Dense and pooled features of uint8 RGB images (N, 3, S, S), one image per forward.
+
+    Args:
+        zeros: makes what the features are written to; by default it lies beside the images.
+    """
+    zeros = zeros or functools.partial(torch.zeros, device=image_NCHW.device)
+    n, side = len(image_NCHW), image_NCHW.shape[-1] // 16
+    features = Features(zeros((n, side * side, LOCAL_CHANNELS)), zeros((n, POOLED_SIZE)))
     with torch.inference_mode():
-        for image_CHW in image_NCHW:
+        for i, image_CHW in enumerate(image_NCHW):
             fine, middle, coarse = teacher.features(image_CHW[None].float(), BLOCKS)
             grid = torch.cat([F.avg_pool2d(fine, 2), middle], 1)
-            local.append(grid.flatten(2).transpose(1, 2))
-            pooled.append(torch.cat([F.adaptive_avg_pool2d(x, POOLED_SIDE).flatten(1)
-                                     for x in (middle, coarse)], 1))
-    return Features(torch.cat(local), torch.cat(pooled))
+            features.local_NPC[i] = grid.flatten(2).transpose(1, 2)[0]
+            features.pooled_ND[i] = torch.cat([F.adaptive_avg_pool2d(x, POOLED_SIDE).flatten()
+                                               for x in (middle, coarse)])
+    return features
 
 
 class DenseGaussian(nn.Module):
@@ -92,23 +105,24 @@ class DenseGaussian(nn.Module):
     def teacher(self) -> EfficientNetLite0:
         return self._teacher[0]
 
-    def fit(self, features: Features) -> DenseGaussian:
+    def fit(self, features: Features, row_M: Tensor | None = None) -> DenseGaussian:
         """Means and covariances of normal images' features, in float64.
+
+        Args:
+            row_M: of the images to fit on; all by default.
 
         Raises:
             DivergedError: the features do not vary at all.
         """
         dense = self.config.dense
+        row_M = torch.arange(len(features)) if row_M is None else row_M
         with torch.inference_mode():
-            local_NPC = features.local_NPC.double()
-            mean_PC = local_NPC.mean(0 if dense.mean == "position" else (0, 1))
+            mean_PC, own_PCC = _local_moments(features.local_NPC, row_M, dense)
             self.mean_PC.copy_(mean_PC)
-            self.whiten_PCC.copy_(whitening(_local_covariance(local_NPC - mean_PC, dense)))
-            pooled_ND = features.pooled_ND.double()
-            mean_D = pooled_ND.mean(0)
+            self.whiten_PCC.copy_(whitening(_shrunk(own_PCC, dense)))
+            mean_D, covariance_DD = _moments(features.pooled_ND, row_M)
             self.pooled_mean_D.copy_(mean_D)
-            self.pooled_whiten_DD.copy_(
-                whitening(ridged(covariance(pooled_ND - mean_D), dense.global_ridge)))
+            self.pooled_whiten_DD.copy_(whitening(ridged(covariance_DD, dense.global_ridge)))
         return self
 
     def standardise(self, dense_N: Tensor, pooled_N: Tensor) -> DenseGaussian:
@@ -119,16 +133,22 @@ class DenseGaussian(nn.Module):
             raise DivergedError("held-out normals all have one distance: the images do not vary")
         return self
 
-    def distances(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
-        """Per image: the largest local distance (N,), the pooled one (N,), the grid (N, P)."""
+    def distances(self, features: Features,
+                  row_M: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Per image: the largest local distance (M,), the pooled one (M,), the grid (M, P).
+
+        Args:
+            row_M: of the images; all by default.
+        """
         if not bool(self.whiten_PCC.any()):
             raise NotFittedError("this DenseGaussian was not fitted")
+        rows = range(len(features)) if row_M is None else row_M.tolist()
         with torch.inference_mode():
             grids = [torch.linalg.vector_norm(
                 torch.bmm(self.whiten_PCC, (x_PC - self.mean_PC)[:, :, None])[:, :, 0], dim=1)
-                for x_PC in features.local_NPC]
+                for x_PC in (features.local_NPC[row] for row in rows)]
             pooled = [torch.linalg.vector_norm(self.pooled_whiten_DD @ (x_D - self.pooled_mean_D))
-                      for x_D in features.pooled_ND]
+                      for x_D in (features.pooled_ND[row] for row in rows)]
         grid_NP = torch.stack(grids)
         return grid_NP.amax(1), torch.stack(pooled), grid_NP
 
@@ -185,9 +205,9 @@ def fit_standardised(features: Features, config: Config, teacher: EfficientNetLi
     model = DenseGaussian(config, teacher)
     for fold in range(int(fold_N.max()) + 1):
         held_out = fold_N == fold
-        model.fit(features[~held_out])
+        model.fit(features, (~held_out).nonzero().flatten())
         dense_N[held_out], pooled_N[held_out], grid_NP[held_out] = model.distances(
-            features[held_out])
+            features, held_out.nonzero().flatten())
     model.fit(features).standardise(dense_N, pooled_N)
     return model, HeldOut(fold_N, dense_N, pooled_N, grid_NP)
 
@@ -220,13 +240,39 @@ def ridged(covariance_CC: Tensor, ridge: float) -> Tensor:
     return (1 - ridge) * covariance_CC + ridge * trace * eye
 
 
-def _local_covariance(residual_NPC: Tensor, dense: DenseConfig) -> Tensor:
-    """Each position's covariance, shrunk to the one shared by all positions, then ridged."""
-    images, positions, _ = residual_NPC.shape
-    residual_PNC = residual_NPC.transpose(0, 1)
+def _parts(x_N: Tensor, row_M: Tensor) -> Iterator[Tensor]:
+    """Rows in float64, as many at a time as `PART_BYTES` hold."""
+    for part in torch.split(row_M, max(1, PART_BYTES // (8 * x_N[0].numel()))):
+        yield x_N[part].double()
+
+
+def _moments(x_ND: Tensor, row_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of rows."""
+    mean_D = _total(x.sum(0) for x in _parts(x_ND, row_M)) / len(row_M)
+    residuals = (x - mean_D for x in _parts(x_ND, row_M))
+    return mean_D, _total(r_MD.T @ r_MD for r_MD in residuals) / max(len(row_M) - 1, 1)
+
+
+def _local_moments(x_NPC: Tensor, row_M: Tensor, dense: DenseConfig) -> tuple[Tensor, Tensor]:
+    """Mean, of each position (P, C) or of all (C,), and each position's covariance (P, C, C)."""
+    images, positions = len(row_M), x_NPC.shape[1]
+    if dense.mean == "position":
+        mean_PC = _total(x.sum(0) for x in _parts(x_NPC, row_M)) / images
+    else:
+        mean_PC = _total(x.sum((0, 1)) for x in _parts(x_NPC, row_M)) / (images * positions)
+    residuals = ((x_MPC - mean_PC).transpose(0, 1) for x_MPC in _parts(x_NPC, row_M))
     # each mean costs one degree of freedom; a shared one costs it to all positions together
     freedom = images - (1 if dense.mean == "position" else 1 / positions)
-    own_PCC = residual_PNC.transpose(1, 2) @ residual_PNC / max(freedom, 1)
+    return mean_PC, _total(r_PMC.transpose(1, 2) @ r_PMC for r_PMC in residuals) / max(freedom, 1)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    """Their sum, in the first of them."""
+    return functools.reduce(Tensor.add_, parts)
+
+
+def _shrunk(own_PCC: Tensor, dense: DenseConfig) -> Tensor:
+    """Covariances shrunk to the one shared by all positions, then ridged."""
     weight = dense.position_weight
     mixed_PCC = weight * own_PCC + (1 - weight) * own_PCC.mean(0)
     return ridged(mixed_PCC, 1.0 if dense.covariance == "isotropic" else dense.ridge)

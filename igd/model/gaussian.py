@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -37,32 +37,41 @@ class Gaussian(nn.Module):
         """Whether `fit` was called, or a fitted state loaded."""
         return bool(self.sigma2 > 0)
 
-    def fit(self, z_ND: Tensor, kappa: float, mean: Mean = lambda own: own) -> None:
+    def fit(self, parts: Iterable[Tensor], kappa: float, mean: Mean = lambda own: own) -> None:
         """E-step: mu = mean f(x); sigma^2 = max(1, kappa * mean ||f(x) - mu||^2), Eq. 7.
 
         Args:
-            mean: takes both means over all rows, where `z_ND` are not all of them.
+            parts: descriptors (N, D), some at a time.
+            mean: takes both means over all rows, where these are not all of them.
 
         Raises:
             DivergedError: a descriptor is not finite, or all of them are equal.
         """
-        mu_D, _, spread = _centred(z_ND, mean)
+        mu_D, spread = _moments(parts, mean)
         self.mu_D.copy_(mu_D)
         self.sigma2.copy_((kappa * spread).clamp(min=SIGMA2_MIN))
 
-    def fit_sphere(self, z_ND: Tensor, nu: float) -> None:
+    def fit_sphere(self, parts: Iterable[Tensor], nu: float, mean: Mean = lambda own: own,
+                   gather: Mean = lambda own: own) -> None:
         """Soft-boundary Deep SVDD (Ruff et al. 2018, Section 3.3).
 
         The centre is the mean of the first fit and stays; R^2 leaves out the share `nu`.
 
+        Args:
+            parts: as in `fit`, gone through twice.
+            mean: as in `fit`.
+            gather: from a value for each row at hand to those of all rows: a quantile does not
+                come from moments.
+
         Raises:
             DivergedError: as `fit`.
         """
-        mu_D, square_N, _ = _centred(z_ND, lambda own: own)
+        centre_D, _ = _moments(parts, mean)
         if self.fitted:
-            square_N = (z_ND.detach().double() - self.mu_D).square().sum(1)
-        else:
-            self.mu_D.copy_(mu_D)
+            centre_D = self.mu_D
+        square_N = gather(torch.cat([(z_ND.detach().double() - centre_D).square().sum(1)
+                                     for z_ND in parts]))
+        self.mu_D.copy_(centre_D)
         self.sigma2.copy_(torch.quantile(square_N, 1 - nu).clamp(min=torch.finfo().tiny))
 
     def distance(self, z_ND: Tensor) -> Tensor:
@@ -82,17 +91,29 @@ def gsvdd(distance_N: Tensor) -> Tensor:
     return -torch.expm1(-distance_N)
 
 
-def _centred(z_ND: Tensor, mean: Mean) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, squared distances to it and their mean, in float64, of descriptors that differ."""
-    z_ND = z_ND.detach().double()
-    mu_D = mean(z_ND.mean(0))
-    square_N = (z_ND - mu_D).square().sum(1)
-    spread = mean(square_N.mean())
+def _moments(parts: Iterable[Tensor], mean: Mean) -> tuple[Tensor, Tensor]:
+    """Mean and mean squared distance to it, in float64, of descriptors that differ.
+
+    The moments of each part are joined about their common mean (Chan et al. 1983): no row is kept,
+    and nothing cancels.
+    """
+    count = 0
+    own_D = square = torch.zeros((), dtype=torch.float64)
+    for part_ND in parts:
+        z_ND = part_ND.detach().double()
+        part_D, n = z_ND.mean(0), len(z_ND)
+        apart_D = part_D - own_D
+        square = square + (z_ND - part_D).square().sum() + (
+            apart_D.square().sum() * (count * n / (count + n)))
+        own_D = own_D + apart_D * (n / (count + n))
+        count += n
+    mu_D = mean(own_D)
+    spread = mean(square / count + (own_D - mu_D).square().sum())
     if not torch.isfinite(spread):
         raise DivergedError("a descriptor is NaN or infinite in the E-step: lower train.lr")
     if spread <= COLLAPSED * mu_D.square().sum():
         raise DivergedError(
-            f"the Gaussian collapsed: all {len(z_ND)} descriptors are equal (mean squared "
+            f"the Gaussian collapsed: all {count} descriptors are equal (mean squared "
             f"distance to the centre {float(spread):.3g}); expected different training "
             "images and an encoder that tells them apart")
-    return mu_D, square_N, spread
+    return mu_D, spread

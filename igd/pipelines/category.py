@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from igd import registry, storage
 from igd.config import Config, config_to_dict
-from igd.data.datasets import Loaded, load_normals, normal_images
+from igd.data.datasets import Loaded, Read, normal_images, read_prepared
 from igd.data.trees import ImageRef
 from igd.data.twins import draw_groups
 from igd.errors import ModelError
@@ -31,6 +31,7 @@ from igd.pipelines.fingerprint import (
 )
 from igd.pipelines.progress import Event, Meter, Report, silent
 from igd.pipelines.promotion import Policy, promote
+from igd.pipelines.room import Room
 from igd.records import CALIBRATION
 from igd.score.conformal import Calibrator
 from igd.score.scorer import THREADS, pinned_threads, score_fingerprint
@@ -42,6 +43,7 @@ from igd.train.calibrate import (
     split_held_out,
     split_normals,
 )
+from igd.train.images import Images
 from igd.train.loop import Progress, findings, train_nets
 from igd.train.strip import COLUMNS, strip
 from igd.train.workers import ALONE, Workers
@@ -62,6 +64,9 @@ class CategoryTask:
         since: of versions of equal data, config and code, the name of the oldest that counts;
             what is there is found and not trained again.
         checkpoint_s: seconds between two checkpoints of the nets, at least.
+        memory: bytes that a process of its training may take; what is more goes to scratch files
+            and costs time, but no bit. None: a share of what is free.
+        scratch: local folder of those files; None: the system's for temporary files.
     """
 
     data: str
@@ -72,6 +77,8 @@ class CategoryTask:
     promote: Policy = "always"
     since: str = ""
     checkpoint_s: float = EVERY_S
+    memory: int | None = None
+    scratch: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,7 @@ class Outcome:
 
 
 def train_category(task: CategoryTask, report: Report = silent, *, device: str | None = None,
-                   workers: Workers = ALONE) -> Outcome:
+                   workers: Workers = ALONE, read: Read = read_prepared) -> Outcome:
     """Trains, calibrates and promotes a category; goes on where it was interrupted.
 
     What is finished, a version of equal data, config and code, is not trained again.
@@ -120,19 +127,22 @@ def train_category(task: CategoryTask, report: Report = silent, *, device: str |
         device: that the nets are trained on; by default a GPU, if torch sees one.
         workers: that train the nets together, each calling this; the first one does the rest,
             and the outcome of the others has no version.
+        read: reads the images of a category that is beyond memory.
 
     Raises:
         DataError: too few readable normals, or too few of them held out.
+        StorageError: too little space for scratch files.
         DivergedError: training met a NaN or a collapsed Gaussian.
     """
     began = time.monotonic()
     start: Outcome | _Ready | Exception
+    device = device or DEFAULT_DEVICE
     try:
-        start = _begin(task, report, leads=workers.rank == 0)
+        start = _begin(task, report, read, leads=workers.rank == 0, gpu=device != "cpu")
     except Exception as error:  # the other workers have to hear of it before it is raised
         start = error
     # all go on, or none: one alone would wait for the others for ever
-    go_on = workers.all_well(isinstance(start, _Ready), device or DEFAULT_DEVICE)
+    go_on = workers.all_well(isinstance(start, _Ready), device)
     if isinstance(start, Exception):
         raise start
     if isinstance(start, Outcome):
@@ -142,7 +152,7 @@ def train_category(task: CategoryTask, report: Report = silent, *, device: str |
     loaded, group_N, fingerprint = start.loaded, start.group_N, start.fingerprint
     for line in changes(task.models, task.category, fingerprint):
         report(Event(task.category, "new training", text=line))
-    trained = _train(task, loaded, group_N, fingerprint, report, device, workers)
+    trained = _train(task, start, report, device, workers)
     if trained is None:
         return Outcome(category=task.category, preset=task.config.preset)
     report(Event(task.category, "saving"))
@@ -180,12 +190,14 @@ class _Ready:
     """All that a training starts from."""
 
     refs: Sequence[ImageRef]
+    room: Room
     loaded: Loaded
     group_N: Tensor
     fingerprint: Fingerprint
 
 
-def _begin(task: CategoryTask, report: Report, *, leads: bool) -> Outcome | _Ready:
+def _begin(task: CategoryTask, report: Report, read: Read, *, leads: bool,
+           gpu: bool) -> Outcome | _Ready:
     """What a training starts from; or the outcome, where a finished version is there.
 
     Args:
@@ -197,12 +209,13 @@ def _begin(task: CategoryTask, report: Report, *, leads: bool) -> Outcome | _Rea
     found = _finished(task, refs, code, report, listing=listing) if leads else None
     if found is not None:
         return found
-    loaded = _load(task, refs, report)
+    room = Room.of(len(refs), task.config, task.memory, task.scratch, gpu=gpu)
+    loaded = room.load(refs, task.category, task.config, report, read)
     # the files may only have been touched
     found = _finished(task, refs, code, report, data=loaded.fingerprint) if leads else None
     if found is not None:
         return found
-    return _Ready(refs, loaded, normal_groups(loaded, task.config), Fingerprint(
+    return _Ready(refs, room, loaded, normal_groups(loaded, task.config), Fingerprint(
         data=loaded.fingerprint, listing=listing, images=len(loaded.keys),
         config=config_to_dict(task.config), code=code))
 
@@ -259,12 +272,6 @@ def _shown(task: CategoryTask, version: str) -> str:
     return storage.join(task.models, task.category, version, tensorboard.FOLDER)
 
 
-def _load(task: CategoryTask, refs: Sequence[ImageRef], report: Report) -> Loaded:
-    meter = Meter(task.category, report, "reading", images_per_step=1)
-    return load_normals(refs, task.config, progress=lambda done, total: (
-        meter(done, total) if done % 50 == 0 or done == total else None))
-
-
 @dataclass(frozen=True)
 class _Trained:
     """A model, and what there is to say of its training.
@@ -282,27 +289,31 @@ class _Trained:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def _train(task: CategoryTask, loaded: Loaded, group_N: Tensor, fingerprint: Fingerprint,
-           report: Report, device: str | None, workers: Workers) -> _Trained | None:
-    image_NCHW = torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2).contiguous()
-    if task.config.preset == "fast":
-        report(Event(task.category, "fitting"))
-        with pinned_threads(THREADS):
-            return _Trained(*fit_dense(image_NCHW, task.config, registry.load_teacher(), group_N))
-    return _train_nets(task, image_NCHW, group_N, fingerprint, report,
-                       device or DEFAULT_DEVICE, workers)
+def _train(task: CategoryTask, start: _Ready, report: Report, device: str,
+           workers: Workers) -> _Trained | None:
+    if task.config.preset != "fast":
+        return _train_nets(task, start, report, device, workers)
+    report(Event(task.category, "fitting"))
+    with pinned_threads(THREADS):
+        return _Trained(*fit_dense(_as_view(start.loaded), task.config, registry.load_teacher(),
+                                   start.group_N, start.room.zeros("cpu")))
 
 
-def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
-                fingerprint: Fingerprint, report: Report, device: str,
+def _as_view(loaded: Loaded) -> Tensor:
+    """(N, 3, S, S), not copied."""
+    return torch.from_numpy(loaded.images_NHWC).permute(0, 3, 1, 2)
+
+
+def _train_nets(task: CategoryTask, start: _Ready, report: Report, device: str,
                 workers: Workers) -> _Trained | None:
     """Trains on the device; scores the held-out normals as they will be scored, on the CPU.
 
     None of a worker that only helped.
     """
-    config = task.config
+    config, group_N = task.config, start.group_N
     train_N, held = split_normals(group_N, config)
     scale_K, held_M = split_held_out(held, group_N, config)
+    image_NCHW, kept_on = _as_view(start.loaded), start.room.device(device)
     teacher = registry.training_teacher(config.net, device)
     timed: list[tuple[float, Progress]] = []
     meters: dict[tuple[str, str], Meter] = {}
@@ -318,11 +329,12 @@ def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
         meters[at](progress.done, progress.steps, progress.metrics)
 
     checkpoints = StoredCheckpoints(
-        storage.join(training_folder(task.models, task.category), fingerprint.key,
+        storage.join(training_folder(task.models, task.category), start.fingerprint.key,
                      "checkpoint.safetensors"), timed, every_s=task.checkpoint_s,
         say=lambda text: report(Event(task.category, "taking up", text=text)))
-    trained = train_nets(image_NCHW[train_N].to(device), config, teacher=teacher,
-                         report=step_done, checkpoints=checkpoints, workers=workers)
+    trained = train_nets(Images(image_NCHW.to(kept_on), train_N, device), config, teacher=teacher,
+                         report=step_done, checkpoints=checkpoints, workers=workers,
+                         zeros=start.room.zeros(kept_on))
     if workers.rank > 0:
         return None
     model = registry.build_model(config)
@@ -334,8 +346,8 @@ def _train_nets(task: CategoryTask, image_NCHW: Tensor, group_N: Tensor,
     report(Event(task.category, "calibrating"))
     with pinned_threads(THREADS):
         if len(scale_K):
-            set_scale(model, image_NCHW[scale_K])
-        calibration = score_held_out(model, image_NCHW[held_M], held_M)
+            set_scale(model, Images(image_NCHW, scale_K))
+        calibration = score_held_out(model, Images(image_NCHW, held_M), held_M)
         shown = image_NCHW[train_N[torch.linspace(0, len(train_N) - 1, COLUMNS).long()]]
         strips = {name: strip(model, name, shown).numpy() for name in model.encoders}
     return _Trained(model, calibration, scale_K.tolist(), [progress for _, progress in timed],

@@ -39,20 +39,32 @@ class Resources:
 
     Attributes:
         nodes: (CPUs, GPUs) of each node; empty where one node has it all.
+        memory: of each node, in bytes, as Ray hands it out; empty where it is not known.
     """
 
     cpus: int
     gpus: int
     nodes: tuple[tuple[int, int], ...] = ()
+    memory: tuple[int, ...] = ()
 
-    def places(self, cpus: float, gpus: float) -> int:
+    def places(self, cpus: float, gpus: float, memory: int = 0) -> int:
         """How many workers of that size the nodes hold together; none stands on two nodes."""
-        def on(node: tuple[int, int]) -> int:
-            fits = [math.floor(have / need + 1e-9)
-                    for have, need in zip(node, (cpus, gpus), strict=True) if need]
-            return min(fits, default=0)
+        return sum(self._on_each(cpus, gpus, memory))
 
-        return sum(map(on, self.nodes or ((self.cpus, self.gpus),)))
+    def memory_for(self, workers: int, cpus: float, gpus: float) -> int | None:
+        """The most memory that so many workers can all have; None where it is not known."""
+        counts = self._on_each(cpus, gpus)
+        shares = {whole // count for whole, most in zip(self.memory, counts, strict=False)
+                  for count in range(1, min(most, workers) + 1)}
+        return max((share for share in shares if self.places(cpus, gpus, share) >= workers),
+                   default=None)
+
+    def _on_each(self, cpus: float, gpus: float, memory: int = 0) -> list[int]:
+        nodes = self.nodes or ((self.cpus, self.gpus),)
+        memories = self.memory or (1 << 62,) * len(nodes)  # not known: enough
+        return [min((math.floor(have / need + 1e-9) for have, need in
+                     zip((*node, whole), (cpus, gpus, memory), strict=True) if need), default=0)
+                for node, whole in zip(nodes, memories, strict=True)]
 
     @property
     def scorers(self) -> int:
@@ -126,10 +138,12 @@ def _sweep() -> None:
 
 def _resources() -> Resources:
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    nodes = tuple((int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-                  for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
-    return Resources(cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)),
-                     nodes=nodes)
+    alive = [node["Resources"]
+             for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return Resources(
+        cpus=max(1, int(total.get("CPU", 1))), gpus=int(total.get("GPU", 0)),
+        nodes=tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in alive),
+        memory=tuple(int(node.get("memory", 0)) for node in alive))
 
 
 def _connect(address: str, temp_dir: str) -> None:

@@ -23,8 +23,8 @@ from igd.data.trees import ImageRef
 from igd.errors import ModelError
 
 TRAINING_CODE = ("config.py", "data/images.py", "data/formats.py", "data/png.py",
-                 "data/datasets.py", "data/trees.py", "data/twins.py", "model", "train",
-                 "pipelines/category.py")
+                 "data/datasets.py", "data/trees.py", "data/twins.py", "data/scratch.py", "model",
+                 "train", "pipelines/category.py", "pipelines/ingest.py", "pipelines/room.py")
 """Of this package: what decides how a model comes out."""
 LIBRARIES = ("torch", "numpy")
 

@@ -28,7 +28,9 @@ from igd.errors import ConfigError, DataError, IgdError, StorageError
 from igd.pipelines.category import CategoryTask, Outcome, look, train_category, trainer_name
 from igd.pipelines.checkpoints import training_folder
 from igd.pipelines.cluster import EXTRA_CPUS, Resources, own_error
+from igd.pipelines.ingest import stream_prepared
 from igd.pipelines.progress import Event, Report, silent
+from igd.train.memory import base_bytes, data_bytes
 from igd.train.workers import Workers
 
 POLL_S = 0.5
@@ -56,6 +58,8 @@ class Queue:
         retries: further attempts at a category after a crash, from its last checkpoint.
         stall_s: a category that nothing is heard of for so long is stopped and tried again.
         trainer: which nets get a TorchTrainer; `auto` goes by `TRAINER_IMAGES`.
+        memory_per_model: bytes that each worker may take, and asks Ray for where it takes as
+            much. None: as much as all that run at once can have.
     """
 
     gpus_per_model: float | None = None
@@ -65,6 +69,7 @@ class Queue:
     retries: int = 2
     stall_s: float = 3600.0
     trainer: Literal["auto", "always", "never"] = "auto"
+    memory_per_model: int | None = None
 
     def __post_init__(self) -> None:
         gpus = self.gpus_per_model
@@ -86,11 +91,16 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What one category of nets takes of the cluster: `workers` times so many CPUs and GPUs."""
+    """What one category takes of the cluster: `workers` times so many CPUs and GPUs.
+
+    Attributes:
+        memory: bytes that a worker may take; None: as much as there is for it.
+    """
 
     workers: int
     cpus: int
     gpus: float
+    memory: int | None = None
 
 
 def train_all(tasks: Sequence[CategoryTask], resources: Resources, *, queue: Queue | None = None,
@@ -110,6 +120,9 @@ def train_all(tasks: Sequence[CategoryTask], resources: Resources, *, queue: Que
     queue = queue or Queue()
     place = place_of(tasks, queue, resources)
     most = at_once(tasks, queue, place, resources)
+    if place.memory is None:
+        place = replace(place, memory=resources.memory_for(
+            place.workers * min(most, max(1, len(tasks))), place.cpus, place.gpus))
     # beside the driver: a node that dies must not take it along
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Board)
@@ -172,7 +185,7 @@ def place_of(tasks: Sequence[CategoryTask], queue: Queue, resources: Resources) 
         ConfigError: more than the cluster has.
     """
     if not tasks or tasks[0].config.preset == "fast":
-        return Place(workers=1, cpus=1, gpus=0)
+        return _allowed(queue, Place(workers=1, cpus=1, gpus=0), resources)
     gpus = queue.gpus_per_model
     if gpus is None:
         gpus = 1 if resources.gpus else 0
@@ -188,17 +201,36 @@ def place_of(tasks: Sequence[CategoryTask], queue: Queue, resources: Resources) 
             f"a model takes {place.workers} x ({cpus} CPUs, {gpus:g} GPUs), each on one node, and "
             f"the cluster has {has}; lower --workers-per-model, --gpus-per-model or "
             "--cpus-per-model")
-    return place
+    return _allowed(queue, place, resources)
 
 
 def at_once(tasks: Sequence[CategoryTask], queue: Queue, place: Place,
             resources: Resources) -> int:
     """How many categories run at the same time; one CPU stays free for Ray's own."""
-    fits = resources.places(place.cpus, place.gpus)
+    fits = resources.places(place.cpus, place.gpus, place.memory or 0)
     if not place.gpus:
         fits = min(fits, max(1, resources.cpus - 1) // place.cpus)
     fits //= place.workers
     return max(1, min(fits, queue.at_once or fits))
+
+
+def memory_asked(task: CategoryTask, size: int, place: Place) -> int | None:
+    """Bytes that a worker of this category asks Ray for; what is more lies in scratch files."""
+    if place.memory is None:
+        return None
+    base = base_bytes(size, task.config, gpu=place.gpus > 0)
+    whole = base + data_bytes(size, task.config)
+    return whole if whole <= place.memory else min(base, place.memory)
+
+
+def _allowed(queue: Queue, place: Place, resources: Resources) -> Place:
+    """With the memory that a worker is allowed by the queue.
+
+    Not more than Ray can give to the workers of one category, who would wait for it for ever.
+    """
+    most = resources.memory_for(place.workers, place.cpus, place.gpus)
+    allowed = [size for size in (queue.memory_per_model, most) if size is not None]
+    return place if queue.memory_per_model is None else replace(place, memory=min(allowed))
 
 
 def needs_trainer(task: CategoryTask, size: int, queue: Queue) -> bool:
@@ -236,28 +268,32 @@ class Board:
 
 
 def _start(attempt: _Attempt, queue: Queue, place: Place, board: Any) -> Any:
-    task = attempt.task
+    task, asked = attempt.task, memory_asked(attempt.task, attempt.size, place)
+    if place.memory is not None:
+        task = replace(task, memory=place.memory)
     if needs_trainer(task, attempt.size, queue):
-        return _trainer_task.remote(task, place, queue.retries, board)
+        return _trainer_task.remote(task, place, asked, queue.retries, board)
     run = _gpu_task if place.gpus else _train_task
-    return run.options(num_cpus=place.cpus, num_gpus=place.gpus).remote(task, place, board)
+    return run.options(num_cpus=place.cpus, num_gpus=place.gpus, memory=asked).remote(
+        task, place, board)
 
 
 @ray.remote(max_retries=0, runtime_env={"env_vars": KEEP_MEMORY})
 def _train_task(task: CategoryTask, place: Place, board: Any) -> Outcome:
     torch.set_num_threads(place.cpus)
-    return train_category(task, board.post.remote, device="cpu")
+    return train_category(task, board.post.remote, device="cpu", read=stream_prepared)
 
 
 # A process that has used a GPU keeps some of its memory, and would not change to another one.
 @ray.remote(max_retries=0, max_calls=1)
 def _gpu_task(task: CategoryTask, place: Place, board: Any) -> Outcome:
     torch.set_num_threads(place.cpus)
-    return train_category(task, board.post.remote, device="cuda")
+    return train_category(task, board.post.remote, device="cuda", read=stream_prepared)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _trainer_task(task: CategoryTask, place: Place, retries: int, board: Any) -> Outcome:
+def _trainer_task(task: CategoryTask, place: Place, asked: int | None, retries: int,
+                  board: Any) -> Outcome:
     """Drives one TorchTrainer; its worker does the training and writes the bundle."""
     found = look(task, board.post.remote)
     if found is not None:
@@ -271,7 +307,8 @@ def _trainer_task(task: CategoryTask, place: Place, retries: int, board: Any) ->
                            "board": board, "threads": place.cpus},
         scaling_config=ScalingConfig(
             num_workers=place.workers, use_gpu=place.gpus > 0, resources_per_worker={
-                "CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}),
+                "CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {}),
+                **({"memory": asked} if asked else {})}),
         # A name that was used before would silently resume that run; ours are resumed by
         # fingerprint, wherever they ran.
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1's
@@ -295,7 +332,7 @@ def _train_loop(config: dict[str, Any]) -> Outcome | IgdError:
     workers = Workers.of_process_group()
     try:
         return train_category(task, config["board"].post.remote if workers.rank == 0 else silent,
-                              device=str(get_device()), workers=workers)
+                              device=str(get_device()), workers=workers, read=stream_prepared)
     except IgdError as error:
         if isinstance(error, StorageError):
             raise

@@ -79,7 +79,7 @@ class LiveTable:
         return self._live if self.console.is_terminal else nullcontext()
 
     def __call__(self, event: Event) -> None:
-        if event.state in ("finding", "new training", "taking up", "retrying"):
+        if event.state in ("beyond memory", "finding", "new training", "taking up", "retrying"):
             self.say(f"  {visible(event.category)}: {visible(event.line())}")
             return
         self._latest[event.category] = event

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from igd.config import Config
 from igd.errors import DataError, DivergedError
-from igd.model.dense import DenseGaussian, extract, fit_standardised
+from igd.model.dense import DenseGaussian, Zeros, extract, fit_standardised
 from igd.model.groups import hold_out
-from igd.model.igd import IGD
+from igd.model.igd import CHUNK, IGD
 from igd.model.teacher import EfficientNetLite0
+from igd.train.images import Images
 
 SCALE_MIN = 2
 """Images that a mean and a deviation take at least, and a calibration."""
@@ -44,17 +45,19 @@ class Calibration:
 
 
 def fit_dense(image_NCHW: Tensor, config: Config, teacher: EfficientNetLite0,
-              group_N: Tensor | None = None) -> tuple[DenseGaussian, Calibration]:
+              group_N: Tensor | None = None,
+              zeros: Zeros | None = None) -> tuple[DenseGaussian, Calibration]:
     """Fits preset `fast` on all normals and calibrates it cross-conformally over all of them.
 
     Args:
         image_NCHW: uint8 RGB, (N, 3, S, S).
         group_N: of `igd.model.groups`; by default every image is on its own.
+        zeros: as in `extract`.
 
     Raises:
         DataError: all images are one group.
     """
-    model, held = fit_standardised(extract(teacher, image_NCHW), config, teacher, group_N)
+    model, held = fit_standardised(extract(teacher, image_NCHW, zeros), config, teacher, group_N)
     score_N = torch.zeros(len(image_NCHW), dtype=torch.float64)
     peak_N = torch.zeros(len(image_NCHW))
     scale = DenseGaussian(config, teacher)  # unfitted: only its scale is used
@@ -62,7 +65,8 @@ def fit_dense(image_NCHW: Tensor, config: Config, teacher: EfficientNetLite0,
         inside = held.fold_N == fold
         scale.standardise(held.dense_N[~inside], held.pooled_N[~inside])
         score_N[inside] = scale.mix(held.dense_N[inside], held.pooled_N[inside])
-        peak_N[inside] = scale.heatmap(held.grid_NP[inside]).amax((1, 2))
+        peak_N[inside] = torch.stack([scale.heatmap(grid_1P).max()
+                                      for grid_1P in torch.split(held.grid_NP[inside], 1)])
     terms = {"dense_distance": held.dense_N, "pooled_distance": held.pooled_N}
     return model, Calibration(torch.arange(len(image_NCHW)), terms, score_N, peak_N)
 
@@ -112,7 +116,7 @@ def split_held_out(held_M: Tensor, group_N: Tensor, config: Config) -> tuple[Ten
                     f"raise calibration.fraction ({config.calibration.fraction})")
 
 
-def set_scale(model: IGD, image_KCHW: Tensor) -> None:
+def set_scale(model: IGD, image_KCHW: Tensor | Images) -> None:
     """Sets the scale of profile `standardised` from normals (uint8, (K, 3, S, S)), in place.
 
     Raises:
@@ -123,13 +127,19 @@ def set_scale(model: IGD, image_KCHW: Tensor) -> None:
     model.mix.standardise(score_held_out(model, image_KCHW, index_K).terms)
 
 
-def score_held_out(model: nn.Module, image_NCHW: Tensor, index_M: Tensor) -> Calibration:
+def score_held_out(model: nn.Module, image_MCHW: Tensor | Images,
+                   index_M: Tensor) -> Calibration:
     """Scores held-out normals (uint8, (M, 3, S, S)) with the final model.
 
     Raises:
         DivergedError: a score is not finite.
     """
-    scored = model(image_NCHW)
-    if not bool(torch.isfinite(scored.score_N).all()):
+    parts = []
+    for chunk in torch.split(torch.arange(len(index_M)), CHUNK):  # the model's own: same bits
+        scored = model(image_MCHW[chunk])
+        parts.append((scored.score_N, scored.heatmap_NHW.amax((1, 2)), scored.terms))
+    score_M, peak_M = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    if not bool(torch.isfinite(score_M).all()):
         raise DivergedError("calibration: a held-out normal's score is not finite")
-    return Calibration(index_M, scored.terms, scored.score_N, scored.heatmap_NHW.amax((1, 2)))
+    terms = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
+    return Calibration(index_M, terms, score_M, peak_M)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from igd.model.dense import Zeros
 from igd.model.igd import CHUNK, IGD, Branch, patches
 from igd.model.networks import Encoder, FeatureEncoder
+from igd.train.images import Images
 from igd.train.workers import ALONE, Workers
 
 MEASURED_IMAGES = 64
@@ -25,19 +29,21 @@ class Inputs:
         total: inputs in all.
         workers: who share the work; each holds all images.
         features_IF: what the frozen part of the encoder says of every input, after `freeze`:
-            4 F bytes each, F up to 1,280 for images and 512 for patches.
+            4 F bytes each, F up to 1,280 for images and 512 for patches; in memory or elsewhere.
     """
 
-    def __init__(self, model: IGD, name: str, images_NCHW_uint8: Tensor,
-                 workers: Workers = ALONE) -> None:
+    def __init__(self, model: IGD, name: str, images_NCHW_uint8: Tensor | Images,
+                 workers: Workers = ALONE, zeros: Zeros | None = None) -> None:
+        """`zeros`: makes what the features are written to; by default it is on the device."""
         self.model = model
         self.name = name
         self.workers = workers
-        self.images = images_NCHW_uint8
-        self._grid = (patches(images_NCHW_uint8) if name == "local"
-                      else images_NCHW_uint8[:, None, None])
+        self.images = images = Images.of(images_NCHW_uint8)
+        self._zeros = zeros or partial(torch.zeros, device=images.device)
+        self._grid = (patches(images.source_NCHW) if name == "local"
+                      else images.source_NCHW[:, None, None])
         self.each = self._grid.shape[1] * self._grid.shape[2]
-        self.total = len(images_NCHW_uint8) * self.each
+        self.total = len(images) * self.each
         self.features_IF: Tensor | None = None
 
     @property
@@ -75,8 +81,7 @@ class Inputs:
         """Pixels 0..255 as uint8, (P, 3, S, S)."""
         image_P, place_P = input_P // self.each, input_P % self.each
         columns = self._grid.shape[2]
-        at = (image_P, place_P // columns, place_P % columns)
-        return self._grid[tuple(index.to(self._grid.device) for index in at)]
+        return self.images.taken_from(self._grid, image_P, place_P // columns, place_P % columns)
 
     def pixels(self, input_P: Tensor) -> Tensor:
         """Normalised pixels (P, 3, S, S)."""
@@ -86,19 +91,22 @@ class Inputs:
         """What the encoder reads: features (P, F) once they are frozen, else pixels."""
         if self.features_IF is None:
             return self.pixels(input_P)
-        return self.features_IF[input_P.to(self.features_IF.device)]
+        return self.features_IF[input_P.to(self.features_IF.device)].to(self.images.device)
 
     def freeze(self) -> None:
         """Keeps the encoder's features: its layers below the linear one change no more."""
-        encoder, workers = self.encoder, self.workers
+        encoder, workers, n = self.encoder, self.workers, len(self.images)
+        features_IF = self._zeros((self.total, encoder.linear.in_features))
+        at = features_IF.device
         with torch.no_grad():
             if isinstance(encoder, Encoder):
-                chunks = torch.split(workers.mine(self.total), CHUNK)
-                own_PF = torch.cat([encoder.features(self.pixels(chunk)) for chunk in chunks])
-                self.features_IF = workers.gather(own_PF, self.total)
+                for chunk in torch.split(workers.mine(self.total), CHUNK):
+                    features_IF[chunk.to(at)] = encoder.features(self.pixels(chunk)).to(at)
+                workers.fill(features_IF, self.images.device)
             else:
-                n = len(self.images)
-                own_BEF = torch.stack([
-                    self.model.teacher_features(self.name, self.images[i:i + 1])
-                    for i in workers.mine(n).tolist()])
-                self.features_IF = workers.gather(own_BEF, n).flatten(0, 1)
+                features_NEF = features_IF.view(n, self.each, -1)
+                for i in workers.mine(n):
+                    features_NEF[i] = self.model.teacher_features(
+                        self.name, self.images[i[None]]).to(at)
+                workers.fill(features_NEF, self.images.device)
+        self.features_IF = features_IF

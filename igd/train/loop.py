@@ -10,6 +10,7 @@ from torch import Tensor
 
 from igd.config import Config
 from igd.errors import DivergedError, ModelError
+from igd.model.dense import Zeros
 from igd.model.gaussian import SIGMA2_MIN
 from igd.model.igd import IGD, PATCH, SIDE
 from igd.model.teacher import Teacher
@@ -22,6 +23,7 @@ from igd.train.checkpoint import (
     within,
 )
 from igd.train.distill import Distillation
+from igd.train.images import Images
 from igd.train.inputs import Inputs
 from igd.train.schedule import poly_lr
 from igd.train.step import MStep, draw_alpha, e_step
@@ -54,9 +56,10 @@ SATURATED = 1e-6
 """A mean d(x_alpha)^2 below this has no gradient to speak of."""
 
 
-def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | None = None,
-               report: Report = lambda progress: None,
-               checkpoints: Checkpoints | None = None, workers: Workers = ALONE) -> IGD:
+def train_nets(images_NCHW_uint8: Tensor | Images, config: Config, *,
+               teacher: Teacher | None = None, report: Report = lambda progress: None,
+               checkpoints: Checkpoints | None = None, workers: Workers = ALONE,
+               zeros: Zeros | None = None) -> IGD:
     """Distils and trains every branch by EM; all randomness comes from `config.seed`.
 
     Equal images, config, machine, thread count and number of workers give equal bits, in one go
@@ -73,6 +76,8 @@ def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | 
             training goes on from the last one, which must be of equal images and config. Of
             several workers the first alone offers, and all must be given the same last one.
         workers: who share the batches; each calls this with all images.
+        zeros: makes what frozen features are written to, which grow with the images (see
+            `Inputs`); by default it is on the device.
 
     Raises:
         ModelError: images of another shape or type, a missing teacher, or workers that were not
@@ -80,15 +85,16 @@ def train_nets(images_NCHW_uint8: Tensor, config: Config, *, teacher: Teacher | 
         DivergedError: a term is NaN or infinite, or a Gaussian collapsed; on every worker.
     """
     side = SIDE if config.net.branches == "both" else PATCH
-    shape = tuple(images_NCHW_uint8.shape)
-    if images_NCHW_uint8.dtype != torch.uint8 or shape[1:] != (3, side, side) or shape[0] < 2:
-        raise ModelError(f"training images are {images_NCHW_uint8.dtype} {shape}: expected "
-                         f"uint8 (N, 3, {side}, {side}) with N at least 2")
+    images = Images.of(images_NCHW_uint8)
+    dtype, shape = images.source_NCHW.dtype, images.shape
+    if dtype != torch.uint8 or shape[1:] != (3, side, side) or shape[0] < 2:
+        raise ModelError(f"training images are {dtype} {shape}: expected uint8 "
+                         f"(N, 3, {side}, {side}) with N at least 2")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = IGD(config, teacher).to(images_NCHW_uint8.device)
-        _Training(model, images_NCHW_uint8, config, teacher, report,
-                  checkpoints or NoCheckpoints(), workers).run()
+        model = IGD(config, teacher).to(images.device)
+        _Training(model, images, config, teacher, report, checkpoints or NoCheckpoints(),
+                  workers, zeros).run()
     return model.eval()
 
 
@@ -113,12 +119,12 @@ def measured_in(epoch: int, config: Config) -> bool:
 class _Training:
     """The branches one after the other, from the start or from a checkpoint."""
 
-    def __init__(self, model: IGD, images_NCHW_uint8: Tensor, config: Config,
-                 teacher: Teacher | None, report: Report, checkpoints: Checkpoints,
-                 workers: Workers) -> None:
-        self.model, self.images, self.config = model, images_NCHW_uint8, config
+    def __init__(self, model: IGD, images: Images, config: Config, teacher: Teacher | None,
+                 report: Report, checkpoints: Checkpoints, workers: Workers,
+                 zeros: Zeros | None) -> None:
+        self.model, self.images, self.config = model, images, config
         self.teacher, self.report, self.checkpoints = teacher, report, checkpoints
-        self.workers = workers
+        self.workers, self.zeros = workers, zeros
         self.generator = torch.Generator()
 
     def run(self) -> None:
@@ -129,13 +135,13 @@ class _Training:
             names = names[names.index(saved.branch):]
         self._check_workers(saved)
         for name in names:
-            self._branch(Inputs(self.model, name, self.images, self.workers), saved)
+            self._branch(Inputs(self.model, name, self.images, self.workers, self.zeros), saved)
             saved = None
 
     def _check_workers(self, saved: Snapshot | None) -> None:
         """Whatever differed at the start would differ ever more."""
         self.workers.check_same(
-            self.images.device, images=[self.images], config=[repr(self.config)],
+            self.images.device, images=self.images.in_parts(), config=[repr(self.config)],
             weights=self.model.state_dict().values(),
             checkpoint=[] if saved is None else [
                 f"{saved.branch} {saved.phase} {saved.done}", *saved.tensors.values()])

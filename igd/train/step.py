@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from igd.train.workers import ALONE, Workers
 
 CHUNK = 225
 """Inputs per forward in the E-step."""
+PART = 64 * CHUNK
+"""Descriptors held at a time."""
 ALPHA_MAX = 0.5
 
 
@@ -46,14 +48,30 @@ def e_step(inputs: Inputs, input_P: Tensor, train: TrainConfig, *,
             z_ND = (measure_batch_norm(branch.encoder, seen) if inputs.features_IF is None
                     else branch.encoder.linear(seen))
         measure_batch_norm(branch.decoder, z_ND)
-    with torch.no_grad():
-        z_ND = torch.cat([branch.describe(inputs.seen(chunk))
-                          for chunk in torch.split(input_P[workers.mine(len(input_P))], CHUNK)])
+    mine_P = input_P[workers.mine(len(input_P))]
+
+    def mean(own: Tensor) -> Tensor:
+        return workers.mean([own], len(mine_P))[0]
+
     if train.descriptor == "dsvdd":
-        # A quantile does not come from moments: it takes all descriptors.
-        branch.gaussian.fit_sphere(workers.gather(z_ND, len(input_P)), train.nu)
+        branch.gaussian.fit_sphere(_Descriptors(inputs, mine_P), train.nu, mean,
+                                   lambda own_P: workers.gather(own_P, len(input_P)))
     else:
-        branch.gaussian.fit(z_ND, train.kappa, lambda own: workers.mean([own], len(z_ND))[0])
+        branch.gaussian.fit(_Descriptors(inputs, mine_P), train.kappa, mean)
+
+
+class _Descriptors:
+    """Descriptors of inputs, some at a time; computed anew whenever they are gone through."""
+
+    def __init__(self, inputs: Inputs, input_P: Tensor) -> None:
+        self._inputs, self._input_P = inputs, input_P
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in torch.split(self._input_P, PART):
+            with torch.no_grad():
+                z_ND = torch.cat([self._inputs.branch.describe(self._inputs.seen(chunk))
+                                  for chunk in torch.split(part, CHUNK)])
+            yield z_ND
 
 
 class MStep:

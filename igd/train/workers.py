@@ -18,6 +18,9 @@ from torch import Tensor
 
 from igd.errors import ModelError
 
+FILL_ROWS = 512
+"""Rows of features exchanged at a time."""
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -66,6 +69,20 @@ class Workers:
         rows[self.mine(n).to(own.device)] = own
         dist.all_reduce(rows)
         return rows
+
+    def fill(self, rows: Tensor, device: torch.device) -> None:
+        """Gives every worker all rows, in place, from those that are `mine`; the rest hold zeros.
+
+        Args:
+            rows: in whatever memory.
+            device: that the workers exchange on.
+        """
+        if not self._split(len(rows)):
+            return
+        for part in torch.split(rows, FILL_ROWS):
+            moved = part.to(device)
+            dist.all_reduce(moved)
+            part.copy_(moved)
 
     def all_well(self, well: bool, device: str) -> bool:
         """Whether all workers are; each asks at the same place."""

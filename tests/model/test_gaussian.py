@@ -9,7 +9,7 @@ from igd.model.gaussian import Gaussian, gsvdd
 
 def fitted(z, kappa=0.5):
     gaussian = Gaussian(z.shape[1])
-    gaussian.fit(z, kappa)
+    gaussian.fit([z], kappa)
     return gaussian
 
 
@@ -28,7 +28,7 @@ def test_total_variance_is_bounded_below_by_one():
 
 def sphere(z, nu):
     gaussian = Gaussian(z.shape[1])
-    gaussian.fit_sphere(z, nu)
+    gaussian.fit_sphere([z], nu)
     return gaussian
 
 
@@ -66,7 +66,7 @@ def test_the_centre_of_a_sphere_stays_and_its_radius_follows():
     gaussian = sphere(first, 0.1)
     centre = gaussian.mu_D.clone()
     then = 2 * first + 1
-    gaussian.fit_sphere(then, 0.1)
+    gaussian.fit_sphere([then], 0.1)
     assert torch.equal(gaussian.mu_D, centre)
     square = sorted((then - centre).square().sum(1).tolist())
     assert gaussian.sigma2.item() == pytest.approx(square[18])

@@ -40,7 +40,7 @@ def model():
 
 def fitted(model):
     for branch in model.branches.values():
-        branch.gaussian.fit(torch.randn(20, 8), 0.5)
+        branch.gaussian.fit([torch.randn(20, 8)], 0.5)
     return model
 
 

@@ -111,6 +111,6 @@ def test_gradients_of_the_other_losses(loss):
 def test_gradient_of_a_descriptors_distance():
     gaussian = Gaussian(3)
     z = torch.randn(7, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    gaussian.fit(z, 0.5)
+    gaussian.fit([z], 0.5)
     assert torch.autograd.gradcheck(lambda z: losses.gsvdd_loss(gaussian.distance(z)),
                                     z.requires_grad_())

@@ -115,14 +115,14 @@ class OneOfTwo(Workers):
         return well
 
 
-@pytest.mark.parametrize("breaks", ["normal_images", "load_normals", "finished_version"])
+@pytest.mark.parametrize("breaks", ["normal_images", "Room.load", "finished_version"])
 def test_a_worker_that_cannot_begin_tells_the_others_before_it_stops(
         tiny_data, tmp_path, monkeypatch, breaks) -> None:
     """Else they would wait for it until the process group gives up."""
     def broken(*args: object, **settings: object) -> None:
         raise StorageError("out of reach")
 
-    monkeypatch.setattr(category, breaks, broken)
+    monkeypatch.setattr(f"{category.__name__}.{breaks}", broken)
     monkeypatch.setattr(OneOfTwo, "asked", [])
     with pytest.raises(StorageError, match="out of reach"):
         train_category(CategoryTask(data=str(tiny_data), category=CATEGORY, models=str(tmp_path),

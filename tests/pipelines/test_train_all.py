@@ -29,6 +29,7 @@ from igd.pipelines.train_all import (
     Queue,
     at_once,
     largest_first,
+    memory_asked,
     needs_trainer,
     place_of,
     train_all,
@@ -130,6 +131,35 @@ def test_no_worker_stands_on_two_nodes(count, queue, place, together) -> None:
     assert at_once(some, queue, found, FOUR_SMALL) == together
 
 
+GIB = 1 << 30
+UNEVEN = Resources(cpus=12, gpus=0, nodes=((4, 0), (8, 0)), memory=(8 * GIB, 32 * GIB))
+
+
+@pytest.mark.parametrize(("workers", "cpus", "memory"), [
+    (1, 1, 32 * GIB), (2, 1, 16 * GIB), (5, 1, 8 * GIB), (6, 1, 32 * GIB // 5),
+    (2, 4, 16 * GIB), (3, 4, 8 * GIB), (12, 1, 2 * GIB)])
+def test_all_that_run_at_once_have_the_memory_they_may_take(workers, cpus, memory) -> None:
+    assert UNEVEN.memory_for(workers, cpus, 0) == memory
+    assert UNEVEN.places(cpus, 0, memory) >= workers > UNEVEN.places(cpus, 0, memory * 101 // 100)
+
+
+def test_where_memory_is_not_known_it_is_no_limit() -> None:
+    assert CPUS.memory_for(3, 1, 0) is None and CPUS.places(2, 0, GIB) == 5
+    some = tasks(Path(), Path(), map(str, range(9)), "small", NETS)
+    assert memory_asked(some[0], 100, place_of(some, Queue(), CPUS)) is None
+
+
+def test_more_memory_than_ray_can_give_is_never_asked_for() -> None:
+    some = tasks(Path(), Path(), map(str, range(9)), "small", NETS)
+    place = place_of(some, Queue(memory_per_model=99 * GIB, cpus_per_model=4), UNEVEN)
+    assert place.memory == 32 * GIB and at_once(some, Queue(), place, UNEVEN) == 1
+    place = place_of(some, Queue(memory_per_model=8 * GIB, cpus_per_model=2), UNEVEN)
+    assert at_once(some, Queue(), place, UNEVEN) == 5  # and not six
+    small, large = (memory_asked(some[0], size, place) for size in (100, 10**6))
+    assert large < small < 8 * GIB  # what is beyond memory lies in files
+    assert memory_asked(some[0], 10**6, dataclasses.replace(place, memory=GIB >> 1)) == GIB >> 1
+
+
 @pytest.mark.parametrize("queue", [Queue(gpus_per_model=2), Queue(cpus_per_model=5),
                                    Queue(workers_per_model=5)])
 def test_what_no_node_holds_is_refused(queue) -> None:
@@ -140,7 +170,7 @@ def test_what_no_node_holds_is_refused(queue) -> None:
 def test_fast_takes_a_cpu_whatever_the_nets_would_take() -> None:
     some = tasks(Path(), Path(), ["a", "b"])
     assert vars(place_of(some, Queue(gpus_per_model=1, workers_per_model=9), CPUS)) == {
-        "workers": 1, "cpus": 1, "gpus": 0}
+        "workers": 1, "cpus": 1, "gpus": 0, "memory": None}
 
 
 @pytest.mark.parametrize("queue", [
