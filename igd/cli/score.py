@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def score(
     sources: Annotated[list[str], typer.Argument(
-        metavar="SRC...", help="Directories, tar, zip or images; local or s3://.")],
+        metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://.")],
     models: Models, out: Out, date: DateOption,
     category: Annotated[str | None, typer.Option(metavar="NAME",
                                                  help="Score everything with one model.")] = None,

@@ -1,8 +1,9 @@
-"""A dump as a stream of members: directories and prefixes, tar and zip, files.
+"""A dump as a stream of members: directories and prefixes, tar, zip and Parquet, files.
 
 Every file below a directory is a member, image or not, so that nothing goes uncounted; a file
-named *.tar or *.zip there is opened as the archive its content says it is. Archives within
-archives are rejected unread. Nothing is ever extracted to disk.
+named *.tar, *.zip or *.parquet there is opened as the archive its content says it is; the members
+of a Parquet file are its rows. Archives within archives are rejected unread. Nothing is ever
+extracted to disk.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 
 from igd import storage
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
+from igd.data.parquet import looks_like_parquet, walk_parquet
 from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
 from igd.data.zipindex import looks_like_zip, walk_zip
 from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
 from igd.records import Reason, SourceStatus
 
-ARCHIVE_SUFFIXES = (".tar", ".zip")
+ARCHIVE_SUFFIXES = (".tar", ".zip", ".parquet")
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + PACKED_TAR_SUFFIXES)
 
@@ -51,8 +53,8 @@ def list_inputs(uri: str) -> Iterator[storage.Entry]:
     elif storage.exists_dir(uri):
         yield from storage.list_objects(uri)
     else:
-        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar, a zip "
-                        "or an image")
+        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar, a zip, "
+                        "a Parquet file or an image")
 
 
 def check_source(uri: str) -> None:
@@ -122,7 +124,9 @@ def _kind(entry: storage.Entry, first: bytes) -> str:
         return "zip"
     if looks_like_tar(first):
         return "tar"
-    return entry.key.lower()[-3:]
+    if looks_like_parquet(first):
+        return "parquet"
+    return entry.key.lower().rpartition(".")[2]
 
 
 def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
@@ -131,7 +135,7 @@ def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
 
 
 WALKERS: dict[str, Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]] = {
-    "tar": walk_tar, "zip": walk_zip, "empty": _walk_empty}
+    "tar": walk_tar, "zip": walk_zip, "parquet": walk_parquet, "empty": _walk_empty}
 
 
 def _unless_nested(member: Member) -> Member:
