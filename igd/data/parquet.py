@@ -107,6 +107,19 @@ def walk_parquet(entry: Entry, end: ArchiveEnd) -> Iterator[Member]:
             ordinal += 1
 
 
+def column_cells(entry: Entry, name: str) -> Iterator[bytes]:
+    """A column of text or numbers, a cell for each row of a file that `walk_parquet` can walk.
+
+    A cell that is null or cannot be read is empty, and so are all where there is no such column.
+    """
+    file = _open(entry)
+    fields = [field for field in file.schema_arrow if field.name == name and _is_text(field.type)]
+    column = Column(name) if len(fields) == 1 else None
+    for group, count in enumerate(_row_counts(file, entry)):
+        for cell, _, _ in _names(file, column, group, count):
+            yield cell or b""
+
+
 def find_columns(schema: pa.Schema) -> tuple[Column, Column | None]:
     """The column of images, and that of names where there is one.
 
@@ -349,8 +362,8 @@ class _File(io.RawIOBase):
         if size > MAX_PAGE_BYTES:
             raise ImageError(Reason.TOO_LARGE, f"in a page of {size} bytes, at most "
                              f"{MAX_PAGE_BYTES}; write smaller pages (write_batch_size)")
-        at, self._at = self._at, self._at + size
-        outside = max(0, min(size, self._tail_at - at))
-        head = storage.read_range(self._entry.uri, at, outside, version=self._entry.version)
-        at = max(0, at - self._tail_at)
-        return head + self._tail[at:at + size - outside] if size > outside else head
+        start, stop = self._at, self._at + size
+        self._at = stop
+        before = max(0, min(stop, self._tail_at) - start)
+        head = storage.read_range(self._entry.uri, start, before, version=self._entry.version)
+        return head + self._tail[max(0, start - self._tail_at):max(0, stop - self._tail_at)]
