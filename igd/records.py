@@ -46,6 +46,8 @@ class SourceStatus(StrEnum):
     TRUNCATED = "truncated"
     NO_END_MARKER = "no_end_marker"
     DAMAGED = "damaged"
+    ENCRYPTED = "encrypted"
+    SCHEMA = "schema"
     DENIED = "denied"
     VANISHED = "vanished"
 

@@ -41,7 +41,8 @@ def test_the_contract_of_options_holds() -> None:
                     "--ensemble --ablation",
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
-        "score": "--models --out --date --category --category-from --heatmaps --fpr --json",
+        "score": "--models --out --date --category --category-from --category-column --heatmaps "
+                 "--fpr --json",
         "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
     }
     for command, options in promised.items():

@@ -13,8 +13,8 @@ from igd.errors import ConfigError
 Models = Annotated[str, typer.Option("--models", metavar="URI", help="Model registry: a folder "
                                      "or s3://bucket/prefix.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of category folders: MVTec AD "
-                                     "trees (train/good) or plain folders of normal images; a tar "
-                                     "or zip may stand for any folder.")]
+                                     "trees (train/good) or plain folders of normal images; a "
+                                     "tar, zip or Parquet file may stand for any folder.")]
 PresetOption = Annotated[str | None, typer.Option(
     "--preset", metavar="fast|small|paper", help="fast: Gaussian descriptors on features of a "
     "frozen ImageNet network, seconds to fit. small, paper: the nets of the IGD paper, narrow or "

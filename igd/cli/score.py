@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def score(
     sources: Annotated[list[str], typer.Argument(
-        metavar="SRC...", help="Directories, tar, zip or images; local or s3://.")],
+        metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://.")],
     models: Models, out: Out, date: DateOption,
     category: Annotated[str | None, typer.Option(metavar="NAME",
                                                  help="Score everything with one model.")] = None,
@@ -27,6 +27,9 @@ def score(
         metavar="PATTERN", help="Read the category from each path below its source (in an "
         "archive: each member's name), such as '{category}/*'; * stands for any characters, "
         "also /.")] = None,
+    category_column: Annotated[str | None, typer.Option(
+        metavar="NAME", help="Read the category from this column of each row, in Parquet "
+        "sources.")] = None,
     heatmaps: Annotated[str, typer.Option(
         metavar="all|flagged|none", help="Which heatmaps are kept; flagged: those of images "
         "that are not normal.")] = "flagged",
@@ -53,8 +56,9 @@ def score(
     from igd.pipelines.score import score as run_score
 
     wanted = request(sources, models=models, out=out, date=date_of(date),
-                     routing=Routing(category=category, pattern=category_from), fpr=fpr,
-                     review_fpr=review_fpr, heatmaps=heatmaps)
+                     routing=Routing(category=category, pattern=category_from,
+                                     column=category_column),
+                     fpr=fpr, review_fpr=review_fpr, heatmaps=heatmaps)
     try:
         summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share, report=_ProgressLines())

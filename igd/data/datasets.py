@@ -8,12 +8,14 @@
     DATA/bottle/ground_truth/scratch/000_mask.png
 
 A plain folder holds nothing but normals, in sub-folders or not; where it has a folder `good`,
-they are in there. A tar or zip may stand for any of these folders, or for DATA (`igd.data.trees`).
+they are in there. A tar, zip or Parquet file may stand for any of these folders, or for DATA
+(`igd.data.trees`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -35,6 +37,9 @@ from igd.data.trees import (
 )
 from igd.errors import DataError, ImageError, StorageError
 from igd.storage import join
+
+_HELD_OUT = re.compile(r"(test|ground_truth)(-\d+-of-\d+.*)?")
+"""Folders of no normals to train on; also as the shards of a split are named."""
 
 _LAYOUT = "expected CATEGORY/train/good/*.png (MVTec AD), CATEGORY/*.png or CATEGORY/good/*.png"
 
@@ -335,7 +340,7 @@ def _parts(ref: ImageRef) -> tuple[str, ...]:
 
 def _may_be_normal(parts: tuple[str, ...]) -> bool:
     """Whether a path below a category may be a normal's: in no folder of test images."""
-    return bool(parts) and (len(parts) == 1 or parts[0] not in ("test", "ground_truth"))
+    return bool(parts) and (len(parts) == 1 or not _HELD_OUT.fullmatch(parts[0]))
 
 
 def _test_image(ref: ImageRef, defect: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from itertools import groupby
 
 from igd import storage
 from igd.data.members import Member
+from igd.data.parquet import Rows
 from igd.data.zipindex import unpack
 from igd.errors import (
     ImageError,
@@ -22,9 +24,15 @@ MAX_GAP_BYTES = 64 * 1024
 """Members this close together are fetched in one range."""
 MAX_RANGE_BYTES = 16 * 1024 * 1024
 THREADS = 8
+HELD_BYTES = 256 * 1024 * 1024
+"""Rows of a Parquet file that are asked for in another order are read and held up to this."""
 
 STORAGE_REASONS = {ObjectMissingError: Reason.VANISHED, ObjectChangedError: Reason.CHANGED,
                    ObjectDeniedError: Reason.DENIED}
+
+_idle: deque[Rows] = deque(maxlen=1)
+"""The Parquet file last read, where reading stopped: a process that reads shard after shard of one
+large row group goes through it once."""
 
 
 def fetch(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
@@ -34,6 +42,12 @@ def fetch(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
     vanished, changed or is denied rejects its members; any other storage error is raised, for
     it says nothing about an image.
     """
+    for in_rows, group in groupby(members, key=lambda m: m.kind == "parquet"):
+        run = list(group)
+        yield from _fetch_rows(run) if in_rows else _fetch_ranges(run)
+
+
+def _fetch_ranges(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
     groups = list(_ranges(members))
     with ThreadPoolExecutor(THREADS) as pool:
         window = THREADS * 2
@@ -87,3 +101,49 @@ def _content(member: Member, start: int, answer: bytes | ImageError) -> bytes | 
         return unpack(member, data) if member.kind == "zip" else data
     except ImageError as error:
         return error
+
+
+def _fetch_rows(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
+    for at, run in groupby(members, key=lambda m: (m.source_uri, m.source_version)):
+        rows = _reader(*at)
+        for block in _blocks(list(run)):
+            order = sorted(range(len(block)), key=lambda i: block[i].ordinal)
+            if order == list(range(len(block))):
+                yield from (_row(rows, member) for member in block)
+            else:
+                found = {i: _row(rows, block[i]) for i in order}
+                yield from (found.pop(i) for i in range(len(block)))
+        rows.pause()
+        _idle.append(rows)
+
+
+def _reader(uri: str, version: str) -> Rows:
+    with contextlib.suppress(IndexError):
+        rows = _idle.pop()
+        if (rows.uri, rows.version) == (uri, version):
+            return rows
+    return Rows(uri, version)
+
+
+def _blocks(members: Sequence[Member]) -> Iterator[list[Member]]:
+    block: list[Member] = []
+    held = 0
+    for member in members:
+        if block and held + member.size > HELD_BYTES:
+            yield block
+            block, held = [], 0
+        block.append(member)
+        held += member.size
+    if block:
+        yield block
+
+
+def _row(rows: Rows, member: Member) -> bytes | ImageError:
+    if member.reject_reason is not None:
+        return ImageError(member.reject_reason, member.reject_detail or "")
+    try:
+        return rows.read(member.ordinal)
+    except ImageError as error:
+        return error
+    except tuple(STORAGE_REASONS) as error:
+        return ImageError(STORAGE_REASONS[type(error)], str(error))

@@ -23,10 +23,12 @@ class Member:
 
     Attributes:
         source_uri: the object itself for a file, the archive for a member.
-        ordinal: position among the archive's non-directory entries; 0 for a file.
+        ordinal: position among the archive's non-directory entries, the row number in a Parquet
+            file; 0 for a file.
         raw_name: the name as the archive has it; empty for a file.
-        kind: `file`, `tar` or `zip`.
-        offset, span: the bytes to fetch; a zip member's span begins at its local header.
+        kind: `file`, `tar`, `zip` or `parquet`.
+        offset, span: the bytes to fetch; a zip member's span begins at its local header, and of a
+            Parquet row only the span is known, on average (`igd.data.parquet`).
         size: unpacked bytes; -1 where more are declared than any row can state.
         crc: CRC-32 of the unpacked bytes where the archive states one.
     """

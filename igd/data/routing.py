@@ -1,4 +1,4 @@
-"""Which category an image belongs to: one for all, or read from its path."""
+"""Which category an image belongs to: one for all, or read from its path or its row."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ PLACEHOLDER = "{category}"
 
 @dataclass(frozen=True)
 class Routing:
-    """Either a fixed category or a path pattern.
+    """A fixed category, a path pattern, or a column of Parquet sources.
 
     In a pattern, `{category}` stands for one path segment (or a part of one) and `*` for any
     run of characters, also `/`, as few as possible. It is matched against the path of a file
-    below its source, or of a member in its archive.
+    below its source, or of a member in its archive. With a column, what has no such column has
+    no category.
 
     Raises:
-        ConfigError: neither or both are given, or the pattern lacks `{category}`.
+        ConfigError: none or several are given, or the pattern lacks `{category}`.
     """
 
     category: str | None = None
     pattern: str | None = None
+    column: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.category is None) == (self.pattern is None):
-            raise ConfigError("give --category NAME or --category-from PATTERN, one of the two")
+        if (self.category, self.pattern, self.column).count(None) != 2:
+            raise ConfigError("give --category NAME or --category-from PATTERN or "
+                              "--category-column NAME, one of the three")
         if self.category is not None:
             check_name(self.category, "category")
         if self.pattern is not None and self.pattern.count(PLACEHOLDER) != 1:
@@ -36,15 +39,19 @@ class Routing:
                               "for example '{category}/*'")
 
     def route(self, path: str) -> str | None:
-        """The category of a path, or None."""
+        """The category of a path, or of a value of the column; None where it has none."""
         if self.category is not None:
             return self.category
-        head, tail = (self.pattern or "").split(PLACEHOLDER)
-        found = _between(head.split("*"), tail.split("*"), path)
+        found: str | None = path
+        if self.pattern is not None:
+            head, tail = self.pattern.split(PLACEHOLDER)
+            found = _between(head.split("*"), tail.split("*"), path)
         return found if found is not None and NAME_PATTERN.fullmatch(found) else None
 
     def describe(self) -> str:
-        return self.category if self.category is not None else f"from {self.pattern}"
+        if self.category is not None:
+            return self.category
+        return f"from {self.pattern}" if self.pattern else f"from column {self.column}"
 
 
 def _between(head: list[str], tail: list[str], path: str) -> str | None:

@@ -1,8 +1,9 @@
-"""A dump as a stream of members: directories and prefixes, tar and zip, files.
+"""A dump as a stream of members: directories and prefixes, tar, zip and Parquet, files.
 
 Every file below a directory is a member, image or not, so that nothing goes uncounted; a file
-named *.tar or *.zip there is opened as the archive its content says it is. Archives within
-archives are rejected unread. Nothing is ever extracted to disk.
+named *.tar, *.zip or *.parquet there is opened as the archive its content says it is; the members
+of a Parquet file are its rows. Archives within archives are rejected unread. Nothing is ever
+extracted to disk.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 
 from igd import storage
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
+from igd.data.parquet import column_cells, looks_like_parquet, walk_parquet
 from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
 from igd.data.zipindex import looks_like_zip, walk_zip
 from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
 from igd.records import Reason, SourceStatus
 
-ARCHIVE_SUFFIXES = (".tar", ".zip")
+ARCHIVE_SUFFIXES = (".tar", ".zip", ".parquet")
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + PACKED_TAR_SUFFIXES)
 
@@ -51,8 +53,8 @@ def list_inputs(uri: str) -> Iterator[storage.Entry]:
     elif storage.exists_dir(uri):
         yield from storage.list_objects(uri)
     else:
-        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar, a zip "
-                        "or an image")
+        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar, a zip, "
+                        "a Parquet file or an image")
 
 
 def check_source(uri: str) -> None:
@@ -68,23 +70,24 @@ def check_source(uri: str) -> None:
 
 
 def scan(uri: str, done: Callable[[SourceRecord], None],
-         seen: Callable[[storage.Entry], None] = lambda entry: None
-         ) -> Iterator[tuple[str, Member]]:
+         seen: Callable[[storage.Entry], None] = lambda entry: None, *,
+         column: str | None = None) -> Iterator[tuple[str, Member]]:
     """Every member of a source with the path it is routed by.
 
     Args:
         uri: a directory, a prefix, an archive or an image.
         done: told how each archive, and the source itself, ended.
         seen: told of every object listed.
+        column: rows of Parquet files are routed by this column, and all else by "".
     """
     members = size = 0
     for entry in list_inputs(uri):
         seen(entry)
         if is_archive(entry):
-            yield from _scan_archive(entry, done)
+            yield from _scan_archive(entry, done, column)
             continue
         members, size = members + 1, size + entry.size
-        yield entry.key, file_member(entry)
+        yield entry.key if column is None else "", file_member(entry)
     if members or storage.stat(uri) is None:
         done(SourceRecord(source_uri=storage.canonical(uri), source_version="", kind="files",
                           members=members, bytes=size, status=SourceStatus.COMPLETE))
@@ -95,17 +98,19 @@ def is_archive(entry: storage.Entry) -> bool:
     return entry.key.lower().endswith(ARCHIVE_SUFFIXES) and entry.problem is None
 
 
-def _scan_archive(entry: storage.Entry,
-                  done: Callable[[SourceRecord], None]) -> Iterator[tuple[str, Member]]:
+def _scan_archive(entry: storage.Entry, done: Callable[[SourceRecord], None],
+                  column: str | None) -> Iterator[tuple[str, Member]]:
     end = ArchiveEnd()
     members = 0
     kind = "unknown"
     try:
         first = storage.read_range(entry.uri, 0, min(BLOCK, entry.size), version=entry.version)
         kind = _kind(entry, first)
+        cells = column_cells(entry, column) if column and kind == "parquet" else iter(())
         for member in WALKERS[kind](entry, end):
             members += 1
-            yield os.fsdecode(member.raw_name), _unless_nested(member)
+            route = member.raw_name if column is None else next(cells, b"")
+            yield os.fsdecode(route), _unless_nested(member)
     except (ObjectMissingError, ObjectChangedError) as error:
         end.status, end.detail = SourceStatus.VANISHED, str(error)
     except ObjectDeniedError as error:
@@ -122,7 +127,9 @@ def _kind(entry: storage.Entry, first: bytes) -> str:
         return "zip"
     if looks_like_tar(first):
         return "tar"
-    return entry.key.lower()[-3:]
+    if looks_like_parquet(first):
+        return "parquet"
+    return entry.key.lower().rpartition(".")[2]
 
 
 def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
@@ -131,7 +138,7 @@ def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
 
 
 WALKERS: dict[str, Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]] = {
-    "tar": walk_tar, "zip": walk_zip, "empty": _walk_empty}
+    "tar": walk_tar, "zip": walk_zip, "parquet": walk_parquet, "empty": _walk_empty}
 
 
 def _unless_nested(member: Member) -> Member:

@@ -1,8 +1,9 @@
-"""The image files of a dataset tree: folders, or tar and zip archives in a folder's place.
+"""The image files of a dataset tree: folders, or tar, zip and Parquet files in a folder's place.
 
 `DATA/bottle.tar` stands for the folder `DATA/bottle`, whether or not its members' names begin
-with `bottle/`, and `DATA` itself may be an archive of category folders. Archives are read by the
-sources of a scoring run: indexed, never extracted.
+with `bottle/`, and `DATA` itself may be an archive of category folders. So may `bottle.parquet`,
+with its rows for files. Archives are read by the sources of a scoring run: indexed, never
+extracted.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from igd.records import SourceStatus
 from igd.storage import exists_dir, join, stat
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""What counts as an image file in a dataset; the content still decides the format."""
+"""What counts as an image file in a dataset; the content still decides the format. A row of a
+Parquet file needs no extension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ def list_tree(uri: str) -> list[ImageRef]:
     places = [uri] if exists_dir(uri) else []
     places += [place for place in (uri, *_archives(uri)) if not exists_dir(place) and stat(place)]
     found = [ref for place in places for ref in _refs(place)]
-    return sorted((ref for ref in found if ref.key.lower().endswith(EXTENSIONS)
+    return sorted((ref for ref in found
+                   if (ref.key.lower().endswith(EXTENSIONS) or ref.member.kind == "parquet")
                    and not any(part.startswith(".") for part in ref.key.split("/"))),
                   key=lambda ref: ref.key)
 
@@ -153,7 +156,8 @@ def _members(archive: str, version: str) -> tuple[tuple[str, Member], ...]:
     found = tuple(scan(archive, ends.append))
     if ends[0].status != SourceStatus.COMPLETE:
         raise DataError(f"archive {archive} is {ends[0].status} ({ends[0].detail}); expected a "
-                        "whole tar or zip; copy it again")
+                        "whole tar or zip, or a Parquet file with one column of images; copy it "
+                        "again")
     return found
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from igd import registry, storage, tables
 from igd.config import ImageConfig, config_from_dict
 from igd.data.members import Member, unescape_name
+from igd.data.routing import Routing
 from igd.data.sources import SourceRecord, check_source, list_inputs, scan
 from igd.errors import ModelError
 from igd.pipelines.run import Request, Run
@@ -108,8 +109,9 @@ def make_plan(run: Run, *, shard_members: int = SHARD_MEMBERS,
     inputs = InputsHash()
     records: list[SourceRecord] = []
     for source in wanted.sources:
-        for path, member in scan(source, records.append, inputs.add):
-            category, member = _routed(member, wanted.routing.route(path), models)
+        for path, member in scan(source, records.append, inputs.add,
+                                 column=wanted.routing.column):
+            category, member = _routed(member, path, wanted.routing, models)
             writer.add(member, category, models.shard_limit(category))
             if writer.members % 1000 == 0:
                 progress(writer.members)
@@ -228,9 +230,10 @@ class _Models:
                 "smallest_alpha": 1 / (count + 1)}
 
 
-def _routed(member: Member, category: str | None, models: _Models) -> tuple[str, Member]:
+def _routed(member: Member, path: str, routing: Routing, models: _Models) -> tuple[str, Member]:
+    category = routing.route(path)
     if category is None:
-        reason, detail = Reason.UNROUTED, "its path does not match --category-from"
+        reason, detail = Reason.UNROUTED, f"no category {routing.describe()}"
     elif not models.known(category):
         reason, detail = Reason.UNKNOWN_CATEGORY, f"no model for category {category!r}"
     else:

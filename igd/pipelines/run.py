@@ -48,8 +48,11 @@ class Request:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for this request."""
-        parts = (self.date.isoformat(), self.sources, self.models, self.routing.category,
-                 self.routing.pattern, self.fpr, self.review_fpr, self.heatmaps)
+        parts: tuple[object, ...] = (
+            self.date.isoformat(), self.sources, self.models, self.routing.category,
+            self.routing.pattern, self.fpr, self.review_fpr, self.heatmaps)
+        if self.routing.column is not None:
+            parts += (self.routing.column,)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

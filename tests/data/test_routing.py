@@ -43,8 +43,15 @@ def test_a_fixed_category_takes_every_path() -> None:
     assert Routing(category="weave").route("any/\udcff/where") == "weave"
 
 
+@pytest.mark.parametrize(("cell", "category"), [
+    ("weave", "weave"), ("7", "7"), ("", None), ("we/ave", None), ("_unrouted", None)])
+def test_a_column_holds_the_category(cell: str, category: str | None) -> None:
+    assert Routing(column="product").route(cell) == category
+
+
 @pytest.mark.parametrize("given", [
     {}, {"category": "a", "pattern": "{category}"}, {"pattern": "*.png"},
+    {"category": "a", "column": "b"}, {"pattern": "{category}", "column": "b"},
     {"pattern": "{category}/{category}"}, {"category": "../a"}, {"category": ""}])
 def test_what_cannot_route_is_a_configuration_error(given: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"category"):

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,13 @@ def zipped(*members: tuple[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def rows(*members: tuple[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    names, images = zip(*members, strict=True)
+    pq.write_table(pa.table({"image": images, "path": names}), out, row_group_size=1)
+    return out.getvalue()
+
+
 def scanned(uri: str) -> tuple[list[tuple[str, Member]], list[SourceRecord]]:
     records: list[SourceRecord] = []
     return list(scan(uri, records.append)), records
@@ -57,18 +65,20 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_a_dump_is_every_file_and_every_member_once(root: str) -> None:
     files = {"weave/a.png": b"A", "notes.txt": b"not an image", ".hidden.png": b"h",
              "._x.png": b"fork", "empty.png": b"", "in.tar": tar(("t/1.png", b"1"), ("2", b"22")),
-             "deep/in.ZIP": zipped(("z/3.png", b"333"))}
+             "deep/in.ZIP": zipped(("z/3.png", b"333")),
+             "in.parquet": rows(("p/4.png", b"4444"), ("5", b"5"), ("6", b""))}
     for key, data in files.items():
         storage.write_bytes(storage.join(root, key), data)
     found, records = scanned(root)
     contents = dict(zip((path for path, _ in found), fetch([m for _, m in found]), strict=True))
     assert contents == {"weave/a.png": b"A", "notes.txt": b"not an image", ".hidden.png": b"h",
                         "._x.png": b"fork", "empty.png": b"", "t/1.png": b"1", "2": b"22",
-                        "z/3.png": b"333"}
-    assert len({m.image_id for _, m in found}) == len(found) == 8
+                        "z/3.png": b"333", "p/4.png": b"4444", "5": b"5", "6": b""}
+    assert len({m.image_id for _, m in found}) == len(found) == 11
     by_kind = {r.kind: (r.members, r.status) for r in records}
     assert by_kind == {kind: (count, SourceStatus.COMPLETE)
-                       for kind, count in (("files", 5), ("tar", 2), ("zip", 1))}
+                       for kind, count in (("files", 5), ("tar", 2), ("zip", 1),
+                                           ("parquet", 3))}
     again, _ = scanned(root)
     assert [m for _, m in again] == [m for _, m in found]
 
@@ -87,22 +97,27 @@ def test_the_content_says_which_archive_it_is(root: str) -> None:
     storage.write_bytes(storage.join(root, "really_zip.tar"), zipped(("a", b"1")))
     storage.write_bytes(storage.join(root, "really_tar.zip"), tar(("b", b"2")))
     storage.write_bytes(storage.join(root, "setup.zip"), b"MZ installer" + zipped(("c", b"3")))
+    storage.write_bytes(storage.join(root, "really_rows.tar"), rows(("d", b"4")))
+    storage.write_bytes(storage.join(root, "really_tar.parquet"), tar(("e", b"5")))
     found, records = scanned(root)
     assert {path: content for (path, _), content in
             zip(found, fetch([m for _, m in found]), strict=True)} == {
-                "a": b"1", "b": b"2", "c": b"3"}
+                "a": b"1", "b": b"2", "c": b"3", "d": b"4", "e": b"5"}
     kinds = {r.source_uri.rsplit("/", 1)[1]: r.kind for r in records if r.kind != "files"}
-    assert kinds == {"really_zip.tar": "zip", "really_tar.zip": "tar", "setup.zip": "zip"}
+    assert kinds == {"really_zip.tar": "zip", "really_tar.zip": "tar", "setup.zip": "zip",
+                     "really_rows.tar": "parquet", "really_tar.parquet": "tar"}
 
 
 @pytest.mark.parametrize(("name", "data", "status"), [
     ("zero.tar", b"", SourceStatus.COMPLETE),
     ("zero.zip", b"", SourceStatus.COMPLETE),
+    ("zero.parquet", b"", SourceStatus.COMPLETE),
     ("empty.tar", bytes(10_240), SourceStatus.COMPLETE),
     ("empty.zip", zipped(), SourceStatus.COMPLETE),
     ("zeros.zip", bytes(10_240), SourceStatus.DAMAGED),
     ("png.tar", b"\x89PNG\r\n\x1a\n" * 100, SourceStatus.DAMAGED),
     ("html.zip", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
+    ("html.parquet", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
     ("short.tar", b"\0" * 100, SourceStatus.TRUNCATED),
     ("cut.zip", zipped(("a", b"x" * 500))[:40], SourceStatus.DAMAGED),
 ])
@@ -118,11 +133,11 @@ def test_an_archive_without_members_ends_with_a_status(
 
 
 def test_archives_within_archives_are_rejected_unread(tmp_path: Path) -> None:
-    inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst")
-    for name, make in (("out.tar", tar), ("out.zip", zipped)):
+    inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst", "in.parquet")
+    for name, make in (("out.tar", tar), ("out.zip", zipped), ("out.parquet", rows)):
         (tmp_path / name).write_bytes(make(*((n, b"x") for n in inner), ("good.png", b"y")))
         found, _ = scanned(str(tmp_path / name))
-        assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 5 + [None]
+        assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 6 + [None]
 
 
 def test_a_compressed_tar_is_refused_as_a_source_and_rejected_in_a_folder(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from igd import storage
@@ -26,14 +28,19 @@ CONFIG = preset_config("fast", ["image.size=64"])
 def pack(folder: Path, archive: Path, prefix: str = "") -> None:
     """All files below a folder, in an order that is not theirs."""
     paths = sorted((path for path in folder.rglob("*") if path.is_file()), reverse=True)
-    if archive.suffix == ".tar":
+    names = [prefix + str(path.relative_to(folder)) for path in paths]
+    if archive.suffix == ".parquet":
+        images = [{"bytes": path.read_bytes(), "path": name}
+                  for path, name in zip(paths, names, strict=True)]
+        pq.write_table(pa.table({"image": images}), archive, row_group_size=7)
+    elif archive.suffix == ".tar":
         with tarfile.open(archive, "w") as tar:
-            for path in paths:
-                tar.add(path, prefix + str(path.relative_to(folder)))
+            for path, name in zip(paths, names, strict=True):
+                tar.add(path, name)
     else:
         with zipfile.ZipFile(archive, "w") as out:
-            for path in paths:
-                out.write(path, prefix + str(path.relative_to(folder)))
+            for path, name in zip(paths, names, strict=True):
+                out.write(path, name)
 
 
 @pytest.fixture
@@ -43,6 +50,16 @@ def packed(tiny_data: Path, tmp_path: Path) -> Path:
     root.mkdir()
     pack(tiny_data / "weave", root / "weave.tar", "./")
     pack(tiny_data / "washer", root / "washer.zip", "washer/")
+    return root
+
+
+@pytest.fixture
+def tabled(tiny_data: Path, tmp_path: Path) -> Path:
+    """Both as Parquet files."""
+    root = tmp_path / "tabled"
+    root.mkdir()
+    pack(tiny_data / "weave", root / "weave.parquet")
+    pack(tiny_data / "washer", root / "washer.PARQUET", "washer/")
     return root
 
 
@@ -58,11 +75,13 @@ def same(one: str, other: str) -> None:
         assert left.mask_NHW.any() and left.without_mask == ()
 
 
-def test_a_category_may_be_a_tar_or_a_zip(tiny_data: Path, packed: Path) -> None:
+def test_a_category_may_be_a_tar_a_zip_or_a_parquet_file(tiny_data: Path, packed: Path,
+                                                        tabled: Path) -> None:
     same(str(tiny_data), str(packed))
+    same(str(tiny_data), str(tabled))
 
 
-@pytest.mark.parametrize("name", ["all.tar", "all.zip"])
+@pytest.mark.parametrize("name", ["all.tar", "all.zip", "all.parquet"])
 @pytest.mark.parametrize("prefix", ["", "all/"])
 def test_the_whole_dataset_may_be_an_archive(tiny_data: Path, tmp_path: Path, name: str,
                                              prefix: str) -> None:
@@ -88,10 +107,38 @@ def test_an_archive_of_many_categories_is_walked_once_per_version(
     assert len(normal_images(str(archive), "weave")) == 24 and len(walked) == 2
 
 
-def test_archives_on_s3_are_read_by_ranges(tiny_data: Path, packed: Path, bucket: str) -> None:
-    for path in packed.iterdir():
-        storage.write_bytes(f"{bucket}/data/{path.name}", path.read_bytes())
-    same(str(tiny_data), f"{bucket}/data")
+def test_archives_on_s3_are_read_by_ranges(tiny_data: Path, packed: Path, tabled: Path,
+                                           bucket: str) -> None:
+    for folder in (packed, tabled):
+        for path in folder.iterdir():
+            storage.write_bytes(f"{bucket}/{folder.name}/{path.name}", path.read_bytes())
+        same(str(tiny_data), f"{bucket}/{folder.name}")
+
+
+def test_rows_need_no_extension_and_splits_of_test_images_are_not_trained_on(
+        tiny_data: Path, tmp_path: Path) -> None:
+    """As HuggingFace writes datasets: shards of splits, names that say little, or none."""
+    folder = tmp_path / "weave"
+    folder.mkdir()
+    images = [path.read_bytes() for path in sorted((tiny_data / "weave").glob("train/*/*.png"))]
+    for split, paths in (("train-00000-of-00002", [f"{i:02d}" for i in range(12)]),
+                         ("train-00001-of-00002", [None] * 12),
+                         ("test-00000-of-00001-0fc5a1", ["x.png"] * 12)):
+        part = images[12:] if paths[0] is None else images[:12]
+        pq.write_table(pa.table({"image": [{"bytes": image, "path": path} for image, path in
+                                           zip(part, paths, strict=True)]}),
+                       folder / f"{split}.parquet")
+    assert categories(str(tmp_path)) == ["weave"]
+    found = load_normals(normal_images(str(tmp_path), "weave"), CONFIG)
+    whole = load_normals(normal_images(str(tiny_data), "weave"), CONFIG)
+    assert found.sha256 == whole.sha256
+    assert found.keys == tuple(f"train-0000{i // 12}-of-00002/{i % 12:02d}" for i in range(24))
+
+
+def test_a_parquet_file_of_other_columns_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"front": [b"x"], "back": [b"y"]}), tmp_path / "part.parquet")
+    with pytest.raises(DataError, match=r"part.parquet is schema \(2 columns .*expected a whole"):
+        normal_images(str(tmp_path), "part")
 
 
 def test_folder_and_archive_of_one_category_are_both_read(tiny_data: Path, packed: Path) -> None:

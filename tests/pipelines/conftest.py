@@ -10,6 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from igd.data.routing import Routing
@@ -33,7 +35,7 @@ def contents(tiny_data: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
-    """Writes the dump as a directory, a tar or a zip and gives its path."""
+    """Writes the dump as a directory, a tar, a zip or a Parquet file and gives its path."""
     def write(kind: str) -> str:
         target = tmp_path / f"dump.{kind}"
         if kind == "dir":
@@ -42,6 +44,11 @@ def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
                 (target / name).write_bytes(data)
         elif kind == "tar":
             target.write_bytes(as_tar(contents))
+        elif kind == "parquet":
+            images = [{"bytes": data, "path": name} for name, data in contents.items()]
+            products = [name.split("/")[0] if "/" in name else None for name in contents]
+            pq.write_table(pa.table({"product": products, "image": images}), target,
+                           row_group_size=10)
         else:
             with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
                 for name, data in contents.items():

@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +60,21 @@ def test_the_scale_of_standardised_scores_comes_from_images_that_calibrate_nothi
     assert 0 < scores(scale).std().item() <= 2
     # the bundle as it was read back scores as it was calibrated
     assert scores(calibration).tolist() == bundle.calibration["score"].to_pylist()
+
+
+def test_rows_of_a_parquet_file_train_the_model_of_a_folder(tiny_data, tmp_path) -> None:
+    paths = sorted((tiny_data / CATEGORY / "train" / "good").iterdir())
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in paths],
+                             "path": [f"train/good/{path.name}" for path in paths]}),
+                   tmp_path / "data" / f"{CATEGORY}.parquet", row_group_size=7)
+    fast = preset_config("fast", ["image.size=64", "calibration.folds=4"])
+    one, other = (train(data, tmp_path / "models" / str(number), fast)
+                  for number, data in enumerate((tiny_data, tmp_path / "data")))
+    assert one.training["fingerprint"]["data"] == other.training["fingerprint"]["data"]
+    assert one.calibration.equals(other.calibration)
+    weights, same = one.model.state_dict(), other.model.state_dict()
+    assert weights.keys() == same.keys() and all(weights[k].equal(same[k]) for k in weights)
 
 
 def test_other_profiles_calibrate_on_all_that_was_held_out(tiny_data, tmp_path) -> None:

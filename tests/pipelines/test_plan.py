@@ -20,7 +20,7 @@ def all_rows(run: Run, plan: dict) -> list[list[dict]]:
     return [shard_rows(run.at(), plan, n).to_pylist() for n in range(plan["shards"])]
 
 
-@pytest.mark.parametrize("kind", ["dir", "tar", "zip"])
+@pytest.mark.parametrize("kind", ["dir", "tar", "zip", "parquet"])
 def test_every_member_is_planned_once_in_shards_of_one_category(asked, dump, contents,
                                                                 kind) -> None:
     run = Run(request=asked(dump(kind)), generation=1)
@@ -35,6 +35,26 @@ def test_every_member_is_planned_once_in_shards_of_one_category(asked, dump, con
     reasons = Counter(row["reject_reason"] for row in rows if row["category"] == UNROUTED)
     assert reasons == {"unknown_category": 1, "unrouted": 1}
     assert plan["categories"] == [UNROUTED, "washer", "weave"]
+
+
+def test_rows_of_parquet_are_routed_by_a_column_and_nothing_else_is(asked, dump, contents,
+                                                                   tmp_path) -> None:
+    routing, other = Routing(column="product"), asked(dump("parquet"))
+    wanted = asked(dump("parquet"), dump("tar"), routing=routing)
+    assert wanted.key != other.key
+    plan = make_plan(Run(request=wanted, generation=1))
+    by_path = make_plan(Run(request=other, generation=1))["counts"]
+    assert plan["counts"] == {**by_path, UNROUTED: by_path[UNROUTED] + len(contents)}
+    missing = asked(dump("parquet"), routing=Routing(column="nowhere"), out=str(tmp_path / "o"))
+    assert make_plan(Run(request=missing, generation=1))["counts"] == {UNROUTED: len(contents)}
+
+
+def test_shards_are_bounded_by_the_bytes_of_rows(asked, dump, contents, monkeypatch) -> None:
+    monkeypatch.setattr(planning, "SHARD_SPAN_BYTES", 20_000)
+    run = Run(request=asked(dump("parquet")), generation=1)
+    shards = all_rows(run, make_plan(run))
+    assert len(shards) > 4
+    assert max(sum(row["span"] for row in shard) for shard in shards) < 40_000
 
 
 def test_shards_span_several_plan_files(asked, dump, contents, monkeypatch) -> None:

@@ -35,13 +35,15 @@ def by_content(out: str) -> dict[str, tuple]:
 
 def test_the_same_images_score_the_same_bits_whatever_holds_them(
         cluster, asked, dump, contents, tmp_path, bucket) -> None:
-    tar = Path(dump("tar"))
-    remote = storage.join(bucket, "dump.tar")
-    storage.write_bytes(remote, tar.read_bytes())
+    tar, rows = dump("tar"), dump("parquet")
+    remote, remote_rows = (storage.join(bucket, Path(path).name) for path in (tar, rows))
+    for path, uri in ((tar, remote), (rows, remote_rows)):
+        storage.write_bytes(uri, Path(path).read_bytes())
     said = []
     for number, (source, shard_members) in enumerate([
-            (str(tar), 256), (dump("zip"), 3), (dump("dir"), 7), (remote, 5)]):
-        out = str(tmp_path / f"out{number}") if source != remote else storage.join(bucket, "out")
+            (tar, 256), (dump("zip"), 3), (dump("dir"), 7), (rows, 4), (remote, 5),
+            (remote_rows, 256)]):
+        out = storage.join(bucket if source.startswith("s3:") else str(tmp_path), f"out{number}")
         summary = score(asked(source, out=out), shard_members=shard_members)
         assert summary["state"] == "published" and summary["exit_code"] == 3  # 4 of 28 rejected
         assert (summary["planned"], summary["scored"]) == (len(contents), 24)
