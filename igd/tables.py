@@ -25,7 +25,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from igd import storage
-from igd.errors import ConfigError, LostRaceError, StorageError
+from igd.errors import ConfigError, DataError, LostRaceError, StorageError
 from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES, UNROUTED
 
 SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
@@ -163,10 +163,34 @@ def replaced_by(run_id: str, categories: Sequence[str],
             if file.category in mine or _generation(staged_run(file), run_id) > 0]
 
 
-def live_files(out: str, table: str, date: Date) -> list[StagedFile]:
-    """The files of a date that the table's newest version names; empty without a table."""
+def live_files(out: str, table: str, date: Date | None = None) -> list[StagedFile]:
+    """The files (of a date) that the table's newest version names; empty without a table."""
     delta = _open(out, table)
     return [] if delta is None else list(_files_of(delta, date))
+
+
+def listing(out: str, table: str, date: Date | None = None) -> dict[str, Any]:
+    """What a reader without Delta support has to read, from one version of a table.
+
+    Returns:
+        table, version, and `files` by path: uri, date, category, rows, bytes. On a local disk a
+        uri is a plain absolute path, which every reader takes.
+
+    Raises:
+        ConfigError: there is no such kind of table.
+        DataError: the table is not there.
+    """
+    if table not in SCHEMAS:
+        raise ConfigError(f"--table {table!r}: expected one of {', '.join(SCHEMAS)}")
+    delta = _open(out, table)
+    if delta is None:
+        raise DataError(f"no table {table} in {out}; run igd-ray score first")
+    at = storage.canonical(storage.join(out, table))
+    place = storage.local_path(at) if storage.is_local(at) else at
+    return {"table": table, "version": delta.version(), "files": [
+        {"uri": f"{place}/{file.path}", "date": file.date.isoformat(), "category": file.category,
+         "rows": file.rows, "bytes": file.size}
+        for file in sorted(_files_of(delta, date), key=lambda file: file.path)]}
 
 
 def read(out: str, table: str, date: Date, *, columns: Sequence[str] | None = None,
@@ -221,12 +245,13 @@ def _generation(run_id: str, other: str) -> int:
     return int(number) if run_id.startswith(stem) and number.isdigit() else 0
 
 
-def _files_of(delta: DeltaTable, date: Date) -> Iterator[StagedFile]:
+def _files_of(delta: DeltaTable, date: Date | None) -> Iterator[StagedFile]:
     actions = pa.table(delta.get_add_actions(flatten=True))
     for row in actions.to_pylist():
-        if str(row["partition.date"]) == date.isoformat():
+        of = Date.fromisoformat(str(row["partition.date"]))
+        if date is None or of == date:
             yield StagedFile(path=unquote(row["path"]), size=row["size_bytes"],
-                             rows=row["num_records"], date=date,
+                             rows=row["num_records"], date=of,
                              category=row.get("partition.category"))
 
 

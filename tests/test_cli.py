@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from igd import cli
@@ -18,7 +19,7 @@ from igd.storage import s3
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
             "models promote", "models rollback", "models verify",
-            "data magnetic-tile", "score", "verify", "report", "serve", "demo"]
+            "data magnetic-tile", "score", "verify", "files", "report", "serve", "demo"]
 
 
 def run(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,8 @@ def test_the_contract_of_options_holds() -> None:
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
         "score": "--models --out --date --category --category-from --heatmaps --fpr --json",
-        "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
+        "verify": "--out --date", "files": "--out --date --table --json",
+        "report": "--out --date", "serve": "--models", "demo": "--out",
     }
     for command, options in promised.items():
         said = run(*command.split(), "--help").stdout
@@ -106,6 +108,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "expected a rate": [*score, "--category", "weave", "--out", out, "--fpr", "7"],
         "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "yesterday"],
         "nothing is published": ["verify", "--out", out, "--date", "2026-01-02"],
+        "no table scores": ["files", "--out", out],
+        "expected one of scores, heatmaps, sources": ["files", "--out", out, "--table", "x"],
         "not found": ["score", tmp_path / "gone.tar", "--date", "2026-01-02", "--models",
                       tiny_models, "--category", "weave", "--out", out],
         "loopback only": ["serve", "--models", tiny_models, "--host", "0.0.0.0"],
@@ -246,6 +250,8 @@ def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     assert "13/13 images" in said.stderr and "rejected 1: not_image" in said.stdout
     assert "already published" in run(*words).stdout
     assert run("verify", *where).returncode == 0
+    listed, = run("files", *where).stdout.splitlines()
+    assert pq.read_table(listed).num_rows == 13
     page = run("report", *where)
     assert page.returncode == 0, page.stderr
     assert "broken.png" in Path(page.stdout.split()[-1].removeprefix("file://")).read_text()

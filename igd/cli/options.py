@@ -26,6 +26,8 @@ RayAddress = Annotated[str | None, typer.Option(
 Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]
 DateOption = Annotated[str, typer.Option("--date", metavar="YYYY-MM-DD",
                                          help="The date the rows belong to.")]
+AnyDate = Annotated[str | None, typer.Option(
+    "--date", metavar="YYYY-MM-DD", help="The date the rows belong to. Default: every date.")]
 Retrain = Annotated[bool, typer.Option(
     "--retrain", help="Also where a model of the same images, settings and code is there.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False,
