@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from igd import storage
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
+from igd.data.selection import Picker
 from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
 from igd.data.zipindex import looks_like_zip, walk_zip
 from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
@@ -22,6 +23,7 @@ from igd.records import Reason, SourceStatus
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+AT_LIMIT = "listed no further than --limit"
 NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + PACKED_TAR_SUFFIXES)
 
 
@@ -67,27 +69,36 @@ def check_source(uri: str) -> None:
     next(list_inputs(uri), None)
 
 
+def select_inputs(uri: str, wants: Callable[[str], bool]) -> Iterator[storage.Entry]:
+    """The objects of a source that a selection can take from: archives, and files it wants."""
+    return (entry for entry in list_inputs(uri) if is_archive(entry) or wants(entry.key))
+
+
 def scan(uri: str, done: Callable[[SourceRecord], None],
-         seen: Callable[[storage.Entry], None] = lambda entry: None
-         ) -> Iterator[tuple[str, Member]]:
-    """Every member of a source with the path it is routed by.
+         seen: Callable[[storage.Entry], None] = lambda entry: None,
+         picker: Picker | None = None) -> Iterator[tuple[str, Member]]:
+    """Every member of a source (that is picked) with the path it is routed by.
 
     Args:
         uri: a directory, a prefix, an archive or an image.
-        done: told how each archive, and the source itself, ended.
-        seen: told of every object listed.
+        done: told how each archive, and the source itself, ended; its members are the picked ones.
+        seen: told of every object of `select_inputs`, as far as the listing goes.
     """
+    picker = picker or Picker()
     members = size = 0
-    for entry in list_inputs(uri):
+    for entry in select_inputs(uri, picker.take):
         seen(entry)
         if is_archive(entry):
-            yield from _scan_archive(entry, done)
-            continue
-        members, size = members + 1, size + entry.size
-        yield entry.key, file_member(entry)
+            yield from _scan_archive(entry, done, picker)
+        else:
+            members, size = members + 1, size + entry.size
+            yield entry.key, file_member(entry)
+        if picker.full:
+            break
     if members or storage.stat(uri) is None:
         done(SourceRecord(source_uri=storage.canonical(uri), source_version="", kind="files",
-                          members=members, bytes=size, status=SourceStatus.COMPLETE))
+                          members=members, bytes=size, status=SourceStatus.COMPLETE,
+                          detail=AT_LIMIT if picker.full else None))
 
 
 def is_archive(entry: storage.Entry) -> bool:
@@ -95,8 +106,8 @@ def is_archive(entry: storage.Entry) -> bool:
     return entry.key.lower().endswith(ARCHIVE_SUFFIXES) and entry.problem is None
 
 
-def _scan_archive(entry: storage.Entry,
-                  done: Callable[[SourceRecord], None]) -> Iterator[tuple[str, Member]]:
+def _scan_archive(entry: storage.Entry, done: Callable[[SourceRecord], None],
+                  picker: Picker) -> Iterator[tuple[str, Member]]:
     end = ArchiveEnd()
     members = 0
     kind = "unknown"
@@ -104,8 +115,14 @@ def _scan_archive(entry: storage.Entry,
         first = storage.read_range(entry.uri, 0, min(BLOCK, entry.size), version=entry.version)
         kind = _kind(entry, first)
         for member in WALKERS[kind](entry, end):
+            path = os.fsdecode(member.raw_name)
+            if not picker.take(path):
+                continue
             members += 1
-            yield os.fsdecode(member.raw_name), _unless_nested(member)
+            yield path, _unless_nested(member)
+            if picker.full:
+                end.detail = AT_LIMIT
+                break
     except (ObjectMissingError, ObjectChangedError) as error:
         end.status, end.detail = SourceStatus.VANISHED, str(error)
     except ObjectDeniedError as error:

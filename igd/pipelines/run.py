@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from igd import storage, tables
 from igd.data.routing import Routing
+from igd.data.selection import EVERYTHING, Selection
 from igd.errors import ConfigError, ObjectMissingError
 
 HeatmapPolicy = Literal["all", "flagged", "none"]
@@ -28,19 +29,29 @@ HEATMAP_POLICIES: tuple[HeatmapPolicy, ...] = ("all", "flagged", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a run is asked to do; everything here affects its results.
+class Inputs:
+    """Images, and how a model is chosen for each.
 
     Attributes:
         sources: canonical URIs, without repetition.
-        fpr, review_fpr: false-positive rates of the two levels.
     """
 
     sources: tuple[str, ...]
     models: str
+    routing: Routing
+    selection: Selection = EVERYTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Inputs):
+    """What a run is asked to do; everything here affects its results.
+
+    Attributes:
+        fpr, review_fpr: false-positive rates of the two levels.
+    """
+
     out: str
     date: Date
-    routing: Routing
     fpr: float = 0.01
     review_fpr: float = 0.05
     heatmaps: HeatmapPolicy = "flagged"
@@ -48,38 +59,50 @@ class Request:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for this request."""
-        parts = (self.date.isoformat(), self.sources, self.models, self.routing.category,
-                 self.routing.pattern, self.fpr, self.review_fpr, self.heatmaps)
+        parts: tuple[Any, ...] = (
+            self.date.isoformat(), self.sources, self.models, self.routing.category,
+            self.routing.pattern, self.fpr, self.review_fpr, self.heatmaps)
+        if self.selection != EVERYTHING:  # of runs without one, the key is older than selections
+            parts += (("selection", self.selection.include, self.selection.exclude,
+                       self.selection.limit),)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
-            fpr: float = 0.01, review_fpr: float = 0.05,
-            heatmaps: str = "flagged") -> Request:
-    """A checked `Request`.
+def inputs(sources: Sequence[str], *, models: str, routing: Routing,
+           selection: Selection = EVERYTHING) -> Inputs:
+    """Checked `Inputs`.
 
     Raises:
-        ConfigError: rates out of range, an unknown policy, a source inside another.
+        ConfigError: a source inside another, or models inside a source.
     """
-    if heatmaps not in HEATMAP_POLICIES:
-        raise ConfigError(f"--heatmaps {heatmaps!r}: expected one of {', '.join(HEATMAP_POLICIES)}")
-    for option, rate in (("--fpr", fpr), ("--review-fpr", review_fpr)):
-        if not 0 < rate < 1:
-            raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
     canonical = tuple(dict.fromkeys(storage.canonical(source) for source in sources))
     for inner in canonical:
         for outer in canonical:
             if inner.startswith(outer + "/"):
                 raise ConfigError(f"source {inner} lies inside source {outer}; its images would "
                                   "count twice")
-    for name, place in (("--out", out), ("--models", models)):
-        for source in canonical:
-            if storage.canonical(place).startswith(source + "/"):
-                raise ConfigError(f"{name} {place} lies inside source {source}; its files would "
-                                  "count as images; choose a place outside")
+    _refuse_inside("--models", models, canonical)
+    return Inputs(sources=canonical, models=storage.canonical(models), routing=routing,
+                  selection=selection)
+
+
+def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
+            selection: Selection = EVERYTHING, fpr: float = 0.01, review_fpr: float = 0.05,
+            heatmaps: str = "flagged") -> Request:
+    """A checked `Request`.
+
+    Raises:
+        ConfigError: as `inputs`, rates out of range, an unknown policy, `out` inside a source.
+    """
+    if heatmaps not in HEATMAP_POLICIES:
+        raise ConfigError(f"--heatmaps {heatmaps!r}: expected one of {', '.join(HEATMAP_POLICIES)}")
+    for option, rate in (("--fpr", fpr), ("--review-fpr", review_fpr)):
+        if not 0 < rate < 1:
+            raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
+    checked = inputs(sources, models=models, routing=routing, selection=selection)
+    _refuse_inside("--out", out, checked.sources)
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
-    return Request(sources=canonical, models=storage.canonical(models),
-                   out=storage.canonical(out), date=date, routing=routing, fpr=fpr,
+    return Request(**vars(checked), out=storage.canonical(out), date=date, fpr=fpr,
                    review_fpr=review_fpr, heatmaps=policy)
 
 
@@ -125,6 +148,13 @@ def latest(wanted: Request) -> Run | None:
         if storage.stat(run.at("plan.json")) is not None:
             return run
     return None
+
+
+def _refuse_inside(option: str, place: str, sources: Sequence[str]) -> None:
+    for source in sources:
+        if storage.canonical(place).startswith(source + "/"):
+            raise ConfigError(f"{option} {place} lies inside source {source}; its files would "
+                              "count as images; choose a place outside")
 
 
 def read_document(uri: str) -> dict[str, Any] | None:

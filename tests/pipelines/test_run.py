@@ -8,6 +8,7 @@ from datetime import date
 import pytest
 
 from igd.data.routing import Routing
+from igd.data.selection import selection
 from igd.errors import ConfigError
 from igd.pipelines.run import Request, Run, latest, request
 
@@ -27,10 +28,17 @@ def test_the_same_request_is_the_same_run_however_it_is_spelt(tmp_path) -> None:
 @pytest.mark.parametrize("change", [
     {"date": date(2026, 1, 3)}, {"fpr": 0.02}, {"review_fpr": 0.1}, {"heatmaps": "all"},
     {"routing": Routing(category="washer")}, {"routing": Routing(pattern="{category}/*")},
-    {"models": "elsewhere"},
+    {"models": "elsewhere"}, {"selection": selection(limit=7)},
+    {"selection": selection(["a"])}, {"selection": selection(exclude=["a"])},
 ])
 def test_what_affects_results_makes_another_run(tmp_path, change) -> None:
     assert ask(tmp_path, **change).key != ask(tmp_path).key
+
+
+def test_a_run_without_a_selection_keeps_the_id_it_had_before_there_were_any() -> None:
+    made = Request(sources=("file:///a", "s3://b/c"), models="file:///m", out="file:///o",
+                   date=date(2026, 1, 2), routing=Routing(pattern="{category}/*"))
+    assert made.key == "7d9bea2fd79c"
 
 
 def test_a_source_inside_another_is_refused(tmp_path) -> None:
