@@ -19,7 +19,8 @@ from igd.storage import s3
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
             "models promote", "models rollback", "models verify",
-            "data magnetic-tile", "plan", "score", "verify", "files", "report", "serve", "demo"]
+            "data magnetic-tile", "plan", "score", "verify", "files", "gc", "report", "serve",
+            "demo"]
 
 
 def run(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -47,6 +48,7 @@ def test_the_contract_of_options_holds() -> None:
         "plan": "--models --out --date --category --category-from --json --include --exclude "
                 "--limit --unknown-category",
         "verify": "--out --date", "files": "--out --date --table --json",
+        "gc": "--out --older-than --dry-run --json",
         "report": "--out --date", "serve": "--models", "demo": "--out",
     }
     for command, options in promised.items():
@@ -118,6 +120,9 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
                                      "weave/*"],
         "belong together": ["plan", dump, "--models", tiny_models, "--category", "weave", "--out",
                             out],
+        "no output of igd-ray": ["gc", "--out", thesis],
+        "such as 36h, 7d or 2w": ["gc", "--out", out, "--older-than", "week"],
+        "at least 24h": ["gc", "--out", out, "--older-than", "1h"],
         "no table scores": ["files", "--out", out],
         "expected one of scores, heatmaps, sources": ["files", "--out", out, "--table", "x"],
         "not found": ["score", tmp_path / "gone.tar", "--date", "2026-01-02", "--models",
@@ -278,6 +283,7 @@ def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     assert run("verify", *where).returncode == 0
     listed, = run("files", *where).stdout.splitlines()
     assert pq.read_table(listed).num_rows == 13
+    assert run("gc", *where[:2], "--dry-run").stdout == "would remove 0 files, 0 bytes\n"
     page = run("report", *where)
     assert page.returncode == 0, page.stderr
     assert "broken.png" in Path(page.stdout.split()[-1].removeprefix("file://")).read_text()

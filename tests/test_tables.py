@@ -52,7 +52,7 @@ def seen(out: str, day: date = DAY) -> list[tuple[str, str]]:
 
 def runs(out: str, categories: Sequence[str]) -> set[str]:
     """Ids of the runs whose rows stand in some categories."""
-    return {tables.staged_run(file) for file in tables.live_files(out, "scores", DAY)
+    return {tables.staged_run(file.path) for file in tables.live_files(out, "scores", DAY)
             if file.category in categories}
 
 
@@ -92,7 +92,7 @@ def test_rows_come_back_as_they_went_in(out: str) -> None:
     only = tables.read(out, "scores", DAY, columns=["date", "category"])
     assert only.to_pylist() == [{"date": DAY, "category": "x"}] * 2
     file, = tables.live_files(out, "scores", DAY)
-    assert (file.rows, file.category, tables.staged_run(file)) == (2, "x", "a")
+    assert (file.rows, file.category, tables.staged_run(file.path)) == (2, "x", "a")
     assert tables.read(out, "scores", DAY, files=[]).num_rows == 0
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import date as Date
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,25 @@ def date_of(text: str) -> Date:
         return Date.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--date {text!r}: expected YYYY-MM-DD") from None
+
+
+def age_of(option: str, text: str) -> timedelta:
+    """`36h`, `7d` or `2w`."""
+    number, unit = text[:-1], text[-1:]
+    units = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+    if unit not in units or not (number.isascii() and number.isdigit()) or len(number) > 5:
+        raise ConfigError(f"{option} {text!r}: expected a number of hours, days or weeks, such as "
+                          "36h, 7d or 2w")
+    return int(number) * units[unit]
+
+
+def size_of(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
 
 
 def one_of(option: str, value: str, expected: Sequence[str]) -> None:

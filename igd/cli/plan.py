@@ -20,7 +20,7 @@ from igd.cli.options import (
     Sources,
     UnknownCategory,
 )
-from igd.cli.output import Counting, date_of, one_of, warn_of_listing, write_json
+from igd.cli.output import Counting, date_of, one_of, size_of, warn_of_listing, write_json
 from igd.errors import ConfigError
 
 
@@ -66,7 +66,7 @@ def plan(
 
 
 def _print(found: dict[str, Any], date: str | None) -> None:
-    print(f"{found['members']} images, {_size(found['bytes'])} to read, {found['shards']} shards")
+    print(f"{found['members']} images, {size_of(found['bytes'])} to read, {found['shards']} shards")
     for category, about in found["categories"].items():
         model = f" ({about['preset']}, {about['version']})" if "version" in about else ""
         print(f"  {category}: {about['images']}{model}")
@@ -78,11 +78,3 @@ def _print(found: dict[str, Any], date: str | None) -> None:
     if found["new"] is not None:
         print(f"  {found['published']} images are published for {date}; {found['new']} of these "
               "are not among them")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

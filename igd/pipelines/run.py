@@ -4,6 +4,8 @@
                        /plan/<attempt>/<n>.parquet  members, a row group per shard
                        /shards/<n>-<uuid>.parquet   score rows
                        /done/<n>.json               put-if-absent: the shard file that counts
+                       /lease.json                  written anew by whoever goes on with it
+                       /collected/<uuid>            gc removed the rest; never gone on with
                        /published.json, summary.json
 
 The run id hashes what was asked for (date, sources, models, routing, settings that affect
@@ -16,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from datetime import date as Date
 from typing import Any, Literal
 
@@ -25,6 +28,7 @@ from igd.data.selection import EVERYTHING, Selection
 from igd.errors import ConfigError, ObjectMissingError
 
 HeatmapPolicy = Literal["all", "flagged", "none"]
+COLLECTED = "collected"
 HEATMAP_POLICIES: tuple[HeatmapPolicy, ...] = ("all", "flagged", "none")
 
 
@@ -129,25 +133,49 @@ class Run:
     def create_json(self, name: str, document: dict[str, Any]) -> bool:
         return storage.put_if_absent(self.at(name), to_json(document))
 
+    def hold(self) -> bool:
+        """Says that this run is alive; False where `gc` has taken it for dead and removed it.
+
+        Of a run and a `gc` at one moment, one sees the other: this writes before it looks, and
+        so does `gc` with its mark.
+        """
+        self.write_json("lease.json", {"at": datetime.now(UTC).isoformat()})
+        return not self.is_collected()
+
+    def is_collected(self) -> bool:
+        """Whether `gc` took this run for dead."""
+        return next(storage.list_objects(self.at(COLLECTED)), None) is not None
+
     def is_live(self, plan: dict[str, Any]) -> bool:
         """Whether the rows of this run, and no others, stand in `scores` for its categories."""
-        live = {tables.staged_run(file) for file in tables.replaced_by(
+        live = {tables.staged_run(file.path) for file in tables.replaced_by(
             self.run_id, plan["categories"],
             tables.live_files(self.request.out, "scores", self.request.date))}
         return live == ({self.run_id} if plan["members"] else set())
 
 
 def latest(wanted: Request) -> Run | None:
-    """The newest generation of a request that has a frozen plan."""
+    """The newest generation of a request that has a frozen plan and was not removed by `gc`."""
     stem = _stem(wanted)
     generations = [int(name.removeprefix(stem))
                    for name in storage.list_dirs(storage.join(wanted.out, "runs"))
                    if name.startswith(stem) and name.removeprefix(stem).isdigit()]
     for generation in sorted(generations, reverse=True):
         run = Run(request=wanted, generation=generation)
-        if storage.stat(run.at("plan.json")) is not None:
+        if storage.stat(run.at("plan.json")) is not None and not run.is_collected():
             return run
     return None
+
+
+def next_run(wanted: Request, after: Run | None) -> Run:
+    """The generation after one (or the first); the number of one that `gc` removed stays taken.
+
+    The tables remember which runs they have rows of, so that no number may stand for two plans.
+    """
+    run = Run(request=wanted, generation=after.generation + 1 if after else 1)
+    while run.is_collected():
+        run = Run(request=wanted, generation=run.generation + 1)
+    return run
 
 
 def _refuse_inside(option: str, place: str, sources: Sequence[str]) -> None:

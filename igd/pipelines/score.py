@@ -27,7 +27,7 @@ from igd.pipelines.plan import (
     unchanged,
 )
 from igd.pipelines.publish import audit, publish
-from igd.pipelines.run import Request, Run, latest
+from igd.pipelines.run import Request, Run, latest, next_run
 from igd.pipelines.shards import (
     ShardScorer,
     count_rejects,
@@ -137,22 +137,24 @@ def _find_or_plan(wanted: Request, shard_members: int, report: Report,
     def planned(members: int) -> None:
         report(Progress(stage="plan", done=members, total=0))
 
-    run = latest(wanted)
-    plan = run.read_json("plan.json") if run else None
-    if run is None or plan is None:
-        run = Run(request=wanted, generation=1)
-    elif unknown_category == "error" and plan["unknown_categories"]:
-        run = Run(request=wanted, generation=run.generation + 1)
-    elif run.read_json("published.json") is None:
-        if same_arithmetic(plan):
+    while True:
+        run = latest(wanted)
+        plan = run.read_json("plan.json") if run else None
+        if run is None or plan is None or not _stands(run, plan, unknown_category):
+            run = next_run(wanted, run)
+            plan = make_plan(run, shard_members=shard_members,
+                             unknown_category=unknown_category, progress=planned)
+        if run.read_json("published.json") is not None or run.hold():
             return run, plan
-        run = Run(request=wanted, generation=run.generation + 1)
-    elif run.is_live(plan) and unchanged(run, plan):
-        return run, plan
-    else:
-        run = Run(request=wanted, generation=run.generation + 1)
-    return run, make_plan(run, shard_members=shard_members, unknown_category=unknown_category,
-                          progress=planned)
+
+
+def _stands(run: Run, plan: dict[str, Any], unknown_category: str) -> bool:
+    """Whether a request's newest run is the one to go on with, or has nothing left to do."""
+    if unknown_category == "error" and plan["unknown_categories"]:
+        return False
+    if run.read_json("published.json") is None:
+        return same_arithmetic(plan)
+    return run.is_live(plan) and unchanged(run, plan)
 
 
 def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict[int, Any],

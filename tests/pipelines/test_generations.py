@@ -16,33 +16,10 @@ from igd.pipelines import score as scoring
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.publish import publish
 from igd.pipelines.run import Run
-from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.shards import read_records
 from igd.pipelines.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch) -> None:
-    """Shards are done one by one in this process; all else is the real run."""
-    def inline(run, plan, todo, *_) -> None:
-        scorer = ShardScorer(plan)
-        for shard in todo:
-            write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
-    monkeypatch.setattr(scoring, "_score_shards", inline)
-
-
-@pytest.fixture
-def folder(tiny_data, tmp_path):
-    """Makes a dump of some images of categories: `folder("d1", weave=3, nobody=2)`."""
-    def make(name: str, **counts: int) -> str:
-        for category, count in counts.items():
-            real = category in ("weave", "washer")
-            source = tiny_data / (category if real else "weave") / "test" / "good"
-            for path in sorted(source.glob("*.png"))[:count]:
-                target = tmp_path / name / category / path.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
-        return str(tmp_path / name)
-    return make
+pytestmark = pytest.mark.usefixtures("no_cluster")
 
 
 def counts(wanted) -> Counter:

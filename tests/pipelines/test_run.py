@@ -7,10 +7,11 @@ from datetime import date
 
 import pytest
 
+from igd import storage
 from igd.data.routing import Routing
 from igd.data.selection import selection
 from igd.errors import ConfigError
-from igd.pipelines.run import Request, Run, latest, request
+from igd.pipelines.run import Request, Run, latest, next_run, request
 
 
 def ask(tmp_path, sources=("a", "b"), **changes) -> Request:
@@ -63,6 +64,19 @@ def test_the_newest_generation_with_a_frozen_plan_is_found(tmp_path) -> None:
     found = latest(wanted)
     assert found is not None and found.generation == 10
     assert latest(replace(wanted, fpr=0.02)) is None
+
+
+def test_the_number_of_a_run_that_gc_removed_stays_taken(tmp_path) -> None:
+    wanted = ask(tmp_path)
+    assert next_run(wanted, None).generation == 1
+    first, second = (Run(request=wanted, generation=number) for number in (1, 2))
+    for run in (first, second):
+        run.create_json("plan.json", {})
+        assert run.hold()
+    storage.write_bytes(second.at("collected", "mark"), b"")  # and gc was killed right then
+    assert not second.hold()
+    assert latest(wanted) == first
+    assert next_run(wanted, first).generation == 3
 
 
 def test_a_plan_is_frozen_by_the_first_who_writes_it(tmp_path) -> None:
