@@ -12,7 +12,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
 from typing import Any
@@ -25,7 +25,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from igd import storage
-from igd.errors import ConfigError, LostRaceError, StorageError
+from igd.errors import ConfigError, DataError, LostRaceError, StorageError
 from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES, UNROUTED
 
 SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
@@ -133,7 +133,7 @@ def replace_scores(out: str, files: Sequence[StagedFile], *, date: Date,
     def attempt(delta: DeltaTable) -> bool:
         nonlocal before
         replaced = replaced_by(run_id, categories, _files_of(delta, date))
-        live = {staged_run(file) for file in replaced}
+        live = {staged_run(file.path) for file in replaced}
         if live == {run_id}:
             return False
         mine = _generation(run_id, run_id)
@@ -160,13 +160,79 @@ def replaced_by(run_id: str, categories: Sequence[str],
     """Those of a date's live files that a run's publication replaces, its own among them."""
     mine = set(categories) - {UNROUTED}
     return [file for file in files
-            if file.category in mine or _generation(staged_run(file), run_id) > 0]
+            if file.category in mine or _generation(staged_run(file.path), run_id) > 0]
 
 
-def live_files(out: str, table: str, date: Date) -> list[StagedFile]:
-    """The files of a date that the table's newest version names; empty without a table."""
+def live_files(out: str, table: str, date: Date | None = None) -> list[StagedFile]:
+    """The files (of a date) that the table's newest version names; empty without a table."""
     delta = _open(out, table)
     return [] if delta is None else list(_files_of(delta, date))
+
+
+def listing(out: str, table: str, date: Date | None = None) -> dict[str, Any]:
+    """What a reader without Delta support has to read, from one version of a table.
+
+    Returns:
+        table, version, and `files` by path: uri, date, category, rows, bytes. On a local disk a
+        uri is a plain absolute path, which every reader takes.
+
+    Raises:
+        ConfigError: there is no such kind of table.
+        DataError: the table is not there.
+    """
+    if table not in SCHEMAS:
+        raise ConfigError(f"--table {table!r}: expected one of {', '.join(SCHEMAS)}")
+    delta = _open(out, table)
+    if delta is None:
+        raise DataError(f"no table {table} in {out}; run igd-ray score first")
+    at = storage.canonical(storage.join(out, table))
+    place = storage.local_path(at) if storage.is_local(at) else at
+    return {"table": table, "version": delta.version(), "files": [
+        {"uri": f"{place}/{file.path}", "date": file.date.isoformat(), "category": file.category,
+         "rows": file.rows, "bytes": file.size}
+        for file in sorted(_files_of(delta, date), key=lambda file: file.path)]}
+
+
+def unneeded(out: str, table: str, hours: int) -> tuple[list[str], list[str]]:
+    """Files in a table's folder that its newest version does not name, relative to the table.
+
+    Returns:
+        Those that a commit removed more than `hours` ago, and those that no commit names and that
+        were written more than `hours` ago, also where there was no commit yet.
+    """
+    delta = _open(out, table)
+    if delta is None:
+        latest_s = time.time() - 3600 * hours
+        return [], [entry.key for entry in storage.list_objects(storage.join(out, table))
+                    if entry.modified_s <= latest_s]
+    try:
+        removed, unnamed = ({unquote(path) for path in delta.vacuum(
+            retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=full)}
+            for full in (False, True))
+    except (DeltaError, OSError) as error:
+        raise StorageError(f"table {storage.join(out, table)} cannot be listed: {error}") from error
+    return sorted(removed), sorted(unnamed - removed)
+
+
+def retire(out: str, table: str, runs: Collection[str], *,
+           dry_run: bool = False) -> list[StagedFile]:
+    """Takes the files of some runs out of a table, in one commit; they stay where they are."""
+    files: list[StagedFile] = []
+
+    def attempt(delta: DeltaTable) -> bool:
+        nonlocal files
+        files = [file for file in _files_of(delta, None) if staged_run(file.path) in runs]
+        if files and not dry_run:
+            delta.create_write_transaction(
+                list(map(_removal, files)), mode="append", schema=SCHEMAS[table],
+                partition_by=partition_columns(table),
+                commit_properties=CommitProperties(
+                    custom_metadata={"igd.retired": str(len(files))}, max_commit_retries=0))
+        return True
+
+    if runs and _open(out, table) is not None:
+        _until_committed(out, table, attempt)
+    return files
 
 
 def read(out: str, table: str, date: Date, *, columns: Sequence[str] | None = None,
@@ -180,9 +246,9 @@ def read(out: str, table: str, date: Date, *, columns: Sequence[str] | None = No
     return pa.concat_tables([empty, *parts])
 
 
-def staged_run(file: StagedFile) -> str:
-    """The run a file of `scores` belongs to, from its name."""
-    return file.path.rsplit("/", 1)[-1].rsplit("-", 2)[0]
+def staged_run(path: str) -> str:
+    """The run a file of a table belongs to, from its name."""
+    return path.rsplit("/", 1)[-1].rsplit("-", 2)[0]
 
 
 def _read_file(out: str, table: str, file: StagedFile, wanted: Sequence[str]) -> pa.Table:
@@ -221,12 +287,13 @@ def _generation(run_id: str, other: str) -> int:
     return int(number) if run_id.startswith(stem) and number.isdigit() else 0
 
 
-def _files_of(delta: DeltaTable, date: Date) -> Iterator[StagedFile]:
+def _files_of(delta: DeltaTable, date: Date | None) -> Iterator[StagedFile]:
     actions = pa.table(delta.get_add_actions(flatten=True))
     for row in actions.to_pylist():
-        if str(row["partition.date"]) == date.isoformat():
+        of = Date.fromisoformat(str(row["partition.date"]))
+        if date is None or of == date:
             yield StagedFile(path=unquote(row["path"]), size=row["size_bytes"],
-                             rows=row["num_records"], date=date,
+                             rows=row["num_records"], date=of,
                              category=row.get("partition.category"))
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from igd import cli
@@ -18,7 +19,8 @@ from igd.storage import s3
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
             "models promote", "models rollback", "models verify",
-            "data magnetic-tile", "score", "verify", "report", "serve", "demo"]
+            "data magnetic-tile", "plan", "score", "verify", "files", "gc", "report", "serve",
+            "demo"]
 
 
 def run(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
@@ -42,8 +44,12 @@ def test_the_contract_of_options_holds() -> None:
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
         "score": "--models --out --date --category --category-from --category-column --heatmaps "
-                 "--fpr --json",
-        "verify": "--out --date", "report": "--out --date", "serve": "--models", "demo": "--out",
+                 "--fpr --json --include --exclude --limit --unknown-category",
+        "plan": "--models --out --date --category --category-from --category-column --json "
+                "--include --exclude --limit --unknown-category",
+        "verify": "--out --date", "files": "--out --date --table --json",
+        "gc": "--out --older-than --dry-run --json",
+        "report": "--out --date", "serve": "--models", "demo": "--out",
     }
     for command, options in promised.items():
         said = run(*command.split(), "--help").stdout
@@ -107,6 +113,18 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "expected a rate": [*score, "--category", "weave", "--out", out, "--fpr", "7"],
         "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "yesterday"],
         "nothing is published": ["verify", "--out", out, "--date", "2026-01-02"],
+        "--unknown-category 'skip'": [*score, "--category", "weave", "--out", out,
+                                      "--unknown-category", "skip"],
+        "--limit 0": [*score, "--category", "weave", "--out", out, "--limit", "0"],
+        "matches none of 12 paths": [*score, "--category", "weave", "--out", out, "--include",
+                                     "weave/*"],
+        "belong together": ["plan", dump, "--models", tiny_models, "--category", "weave", "--out",
+                            out],
+        "no output of igd-ray": ["gc", "--out", thesis],
+        "such as 36h, 7d or 2w": ["gc", "--out", out, "--older-than", "week"],
+        "at least 24h": ["gc", "--out", out, "--older-than", "1h"],
+        "no table scores": ["files", "--out", out],
+        "expected one of scores, heatmaps, sources": ["files", "--out", out, "--table", "x"],
         "not found": ["score", tmp_path / "gone.tar", "--date", "2026-01-02", "--models",
                       tiny_models, "--category", "weave", "--out", out],
         "loopback only": ["serve", "--models", tiny_models, "--host", "0.0.0.0"],
@@ -228,6 +246,22 @@ def test_models_are_promoted_rolled_back_and_verified(tiny_models, tmp_path, fai
     assert "no models" in fails(2, "models", "verify", "--models", tmp_path / "none")
 
 
+def test_a_plan_from_the_command_line(tiny_data, tiny_models, tmp_path, answers) -> None:
+    file = tmp_path / "plan.json"
+    shutil.copytree(tiny_data / "weave" / "test", tmp_path / "dump" / "weave")
+    (tmp_path / "dump" / "loose.png").write_bytes(b"x")
+    said = answers(0, "plan", tmp_path / "dump", "--models", tiny_models, "--category-from",
+                   "{category}/*", "--exclude", "*/good/*", "--out", tmp_path / "out", "--date",
+                   "2026-01-02", "--json", file)
+    found = json.loads(file.read_text())
+    assert said.startswith(f"7 images, {found['bytes'] / 1024:.1f} KiB to read, 2 shards\n")
+    assert f"  weave: 6 (fast, {found['categories']['weave']['version']})\n" in said
+    assert re.search(r"^  would reject 1: unrouted \(first: .*/loose.png\)$", said, re.M)
+    assert "  6 images left out by --include and --exclude\n" in said
+    assert "0 images are published for 2026-01-02; 7 of these are not among them" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     where = ["--out", tmp_path / "out", "--date", "2026-01-02"]
     file = tmp_path / "summary.json"
@@ -247,6 +281,9 @@ def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     assert "13/13 images" in said.stderr and "rejected 1: not_image" in said.stdout
     assert "already published" in run(*words).stdout
     assert run("verify", *where).returncode == 0
+    listed, = run("files", *where).stdout.splitlines()
+    assert pq.read_table(listed).num_rows == 13
+    assert run("gc", *where[:2], "--dry-run").stdout == "would remove 0 files, 0 bytes\n"
     page = run("report", *where)
     assert page.returncode == 0, page.stderr
     assert "broken.png" in Path(page.stdout.split()[-1].removeprefix("file://")).read_text()

@@ -14,8 +14,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from pyarrow import dataset
 
-from igd import tables
+from igd import storage, tables
 from igd.errors import ConfigError, LostRaceError
 from igd.records import HEATMAPS, SCORES
 from igd.tables import StagedFile
@@ -51,7 +52,7 @@ def seen(out: str, day: date = DAY) -> list[tuple[str, str]]:
 
 def runs(out: str, categories: Sequence[str]) -> set[str]:
     """Ids of the runs whose rows stand in some categories."""
-    return {tables.staged_run(file) for file in tables.live_files(out, "scores", DAY)
+    return {tables.staged_run(file.path) for file in tables.live_files(out, "scores", DAY)
             if file.category in categories}
 
 
@@ -91,7 +92,7 @@ def test_rows_come_back_as_they_went_in(out: str) -> None:
     only = tables.read(out, "scores", DAY, columns=["date", "category"])
     assert only.to_pylist() == [{"date": DAY, "category": "x"}] * 2
     file, = tables.live_files(out, "scores", DAY)
-    assert (file.rows, file.category, tables.staged_run(file)) == (2, "x", "a")
+    assert (file.rows, file.category, tables.staged_run(file.path)) == (2, "x", "a")
     assert tables.read(out, "scores", DAY, files=[]).num_rows == 0
 
 
@@ -104,6 +105,30 @@ def test_other_readers_see_the_same_rows(out: str) -> None:
             "select category, image_id, score, date::varchar from read_parquet($1, "
             "hive_partitioning = true) order by 1", [files]).fetchall()
     assert found == [("x", "3", 1.5, "2026-03-01"), ("y", "2", 1.5, "2026-03-01")]
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_the_listed_files_alone_are_what_delta_reads(place: str, tmp_path: Path,
+                                                     request: pytest.FixtureRequest) -> None:
+    out = str(tmp_path / "o u t") if place == "local" else request.getfixturevalue("bucket")
+    publish(out, "a", {"x": ["1"], "007": ["2"]})
+    publish(out, "a2", {"x": ["9"]}, day=OTHER_DAY)
+    publish(out, "b", {"x": ["3", "4"]})  # a backfill; what it replaced still lies there
+    listed = tables.listing(out, "scores", DAY)
+    uris = [file["uri"].removeprefix("s3://") for file in listed["files"]]
+    hive = dataset.partitioning(
+        pa.schema([SCORES.field("date"), SCORES.field("category")]), flavor="hive")
+    plain = dataset.dataset(uris, partitioning=hive,
+                            filesystem=storage.train_location(out)[1]).to_table()
+    where, options = storage.delta_location(f"{out}/scores")
+    table = DeltaTable(where, storage_options=options)
+    delta = table.to_pyarrow_table(filters=[("date", "=", DAY)])
+    assert [rows.select(SCORES.names).cast(SCORES).sort_by("image_id")
+            for rows in (plain, delta)] == [tables.read(out, "scores", DAY).sort_by("image_id")] * 2
+    assert sorted(plain["image_id"].to_pylist()) == ["2", "3", "4"]
+    assert [(f["category"], f["rows"]) for f in listed["files"]] == [("007", 1), ("x", 2)]
+    assert listed["version"] == table.version() == 3
+    assert len(tables.listing(out, "scores")["files"]) == len(table.file_uris()) == 3
 
 
 def test_staged_rows_are_unseen_until_a_commit(out: str) -> None:

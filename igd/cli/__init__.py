@@ -10,12 +10,13 @@ from typing import NoReturn
 
 import typer
 
-from igd.cli import data, evaluate, models, score, serve, train
+from igd.cli import data, evaluate, models, plan, score, serve, tables, train
 from igd.cli.app import app
 from igd.cli.output import say
 from igd.errors import IgdError
 
-__all__ = ["app", "data", "evaluate", "main", "models", "score", "serve", "train"]
+__all__ = ["app", "data", "evaluate", "main", "models", "plan", "score", "serve",
+           "tables", "train"]
 
 
 def main() -> NoReturn:

@@ -26,9 +26,37 @@ Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", metavar="ADDRESS", help="Ray cluster to use. Default: RAY_ADDRESS, or a "
     "cluster of this machine's cores that is stopped afterwards.")]
+Sources = Annotated[list[str], typer.Argument(
+    metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://.")]
+Category = Annotated[str | None, typer.Option(
+    "--category", metavar="NAME", help="Score everything with one model.")]
+CategoryFrom = Annotated[str | None, typer.Option(
+    "--category-from", metavar="PATTERN", help="Read the category from each path below its source "
+    "(in an archive: each member's name), such as '{category}/*'; * stands for any characters, "
+    "also /.")]
+CategoryColumn = Annotated[str | None, typer.Option(
+    "--category-column", metavar="NAME", help="Read the category from this column of each row, in "
+    "Parquet sources.")]
+UNKNOWN_CATEGORY = ("reject", "error")
+UnknownCategory = Annotated[str, typer.Option(
+    "--unknown-category", metavar="reject|error", help="What becomes of an image whose category "
+    "has no model: a row with that reason, or nothing is planned (exit 2).")]
+Include = Annotated[list[str] | None, typer.Option(
+    "--include", metavar="PATTERN", help="Only images whose path (as for --category-from) this "
+    "matches whole; * stands for any characters, also /. Repeatable. One that matches nothing is "
+    "an error.")]
+Exclude = Annotated[list[str] | None, typer.Option(
+    "--exclude", metavar="PATTERN", help="No image whose path this matches. Repeatable. One that "
+    "matches nothing is a warning.")]
+Limit = Annotated[int | None, typer.Option(
+    "--limit", metavar="N", help="Only the first N images, in source order.")]
+ShardMembers = Annotated[int, typer.Option(
+    "--shard-members", min=1, help="Images per unit of work; does not affect results.")]
 Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]
 DateOption = Annotated[str, typer.Option("--date", metavar="YYYY-MM-DD",
                                          help="The date the rows belong to.")]
+AnyDate = Annotated[str | None, typer.Option(
+    "--date", metavar="YYYY-MM-DD", help="The date the rows belong to. Default: every date.")]
 Retrain = Annotated[bool, typer.Option(
     "--retrain", help="Also where a model of the same images, settings and code is there.")]
 MemoryPerModel = Annotated[str | None, typer.Option(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Sequence
 from datetime import date as Date
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from igd.errors import ConfigError
+
+EVERY_S = 5.0
+"""Between two lines about something that goes on."""
 
 
 def names_of(text: str | None) -> list[str]:
@@ -21,6 +27,59 @@ def date_of(text: str) -> Date:
         return Date.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--date {text!r}: expected YYYY-MM-DD") from None
+
+
+def age_of(option: str, text: str) -> timedelta:
+    """`36h`, `7d` or `2w`."""
+    number, unit = text[:-1], text[-1:]
+    units = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+    if unit not in units or not (number.isascii() and number.isdigit()) or len(number) > 5:
+        raise ConfigError(f"{option} {text!r}: expected a number of hours, days or weeks, such as "
+                          "36h, 7d or 2w")
+    return int(number) * units[unit]
+
+
+def size_of(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def one_of(option: str, value: str, expected: Sequence[str]) -> None:
+    if value not in expected:
+        raise ConfigError(f"{option} {value!r}: expected one of {', '.join(expected)}")
+
+
+class Counting:
+    """Says how many there are so far, every few seconds.
+
+    Args:
+        text: with a place for the number.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._last = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        if time.monotonic() - self._last >= EVERY_S:
+            self._last = time.monotonic()
+            say(self._text.format(count))
+
+
+def warn_of_listing(found: dict[str, Any]) -> None:
+    """Tells of odd sources and of what --include and --exclude did, in a plan or a summary."""
+    for source in found["odd_sources"]:
+        print(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
+    if found.get("left_out"):  # which summaries of earlier versions lack
+        print(f"  {found['left_out']} images left out by --include and --exclude")
+    if found.get("limit_reached"):
+        print("  listed no further than --limit")
+    for pattern in found.get("unmatched", ()):
+        say(f"  --exclude {pattern!r} matched nothing")
 
 
 def write_json(file: Path | None, document: dict[str, Any]) -> None:

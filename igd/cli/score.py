@@ -8,8 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from igd.cli.app import app
-from igd.cli.options import DateOption, JsonFile, Models, Out, RayAddress
-from igd.cli.output import date_of, say, write_json
+from igd.cli.options import (
+    UNKNOWN_CATEGORY,
+    Category,
+    CategoryColumn,
+    CategoryFrom,
+    DateOption,
+    Exclude,
+    Include,
+    JsonFile,
+    Limit,
+    Models,
+    Out,
+    RayAddress,
+    ShardMembers,
+    Sources,
+    UnknownCategory,
+)
+from igd.cli.output import EVERY_S, Counting, date_of, one_of, say, warn_of_listing, write_json
 from igd.errors import IgdError
 
 if TYPE_CHECKING:
@@ -18,18 +34,11 @@ if TYPE_CHECKING:
 
 @app.command()
 def score(
-    sources: Annotated[list[str], typer.Argument(
-        metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://.")],
-    models: Models, out: Out, date: DateOption,
-    category: Annotated[str | None, typer.Option(metavar="NAME",
-                                                 help="Score everything with one model.")] = None,
-    category_from: Annotated[str | None, typer.Option(
-        metavar="PATTERN", help="Read the category from each path below its source (in an "
-        "archive: each member's name), such as '{category}/*'; * stands for any characters, "
-        "also /.")] = None,
-    category_column: Annotated[str | None, typer.Option(
-        metavar="NAME", help="Read the category from this column of each row, in Parquet "
-        "sources.")] = None,
+    sources: Sources, models: Models, out: Out, date: DateOption,
+    category: Category = None, category_from: CategoryFrom = None,
+    category_column: CategoryColumn = None,
+    unknown_category: UnknownCategory = "reject",
+    include: Include = None, exclude: Exclude = None, limit: Limit = None,
     heatmaps: Annotated[str, typer.Option(
         metavar="all|flagged|none", help="Which heatmaps are kept; flagged: those of images "
         "that are not normal.")] = "flagged",
@@ -40,8 +49,7 @@ def score(
     max_reject_share: Annotated[float, typer.Option(
         min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
-    shard_members: Annotated[int, typer.Option(
-        min=1, help="Images per unit of work; does not affect results.")] = 256,
+    shard_members: ShardMembers = 256,
     json_file: JsonFile = None, ray_address: RayAddress = None,
 ) -> None:
     """Score an image dump and publish scores, decisions and heatmaps in one commit.
@@ -52,16 +60,20 @@ def score(
     --date 2026-11-23 --category-from '{category}/*'`
     """
     from igd.data.routing import Routing
+    from igd.data.selection import selection
     from igd.pipelines.run import request
     from igd.pipelines.score import score as run_score
 
+    one_of("--unknown-category", unknown_category, UNKNOWN_CATEGORY)
     wanted = request(sources, models=models, out=out, date=date_of(date),
                      routing=Routing(category=category, pattern=category_from,
                                      column=category_column),
-                     fpr=fpr, review_fpr=review_fpr, heatmaps=heatmaps)
+                     selection=selection(include or (), exclude or (), limit), fpr=fpr,
+                     review_fpr=review_fpr, heatmaps=heatmaps)
     try:
         summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
-                            max_reject_share=max_reject_share, report=_ProgressLines())
+                            max_reject_share=max_reject_share,
+                            unknown_category=unknown_category, report=_ProgressLines())
     except IgdError as error:
         state = "held" if error.exit_code == 4 else "failed"
         write_json(json_file, {"date": date, "state": state, "error": str(error)})
@@ -111,9 +123,8 @@ def report(
 class _ProgressLines:
     """One line per stage and, while scoring, per few seconds."""
 
-    EVERY_S = 5.0
-
     def __init__(self) -> None:
+        self._listed = Counting("plan: {} images listed")
         self._stage = ""
         self._began = self._last = 0.0
         self._first = 0
@@ -124,7 +135,10 @@ class _ProgressLines:
             self._stage, self._began, self._first = progress.stage, now, progress.done
             say(f"{progress.stage}: {progress.total} images" if progress.total
                  else f"{progress.stage} ...")
-        elif now - self._last < self.EVERY_S and progress.done != progress.total:
+        elif progress.stage == "plan":
+            self._listed(progress.done)
+            return
+        elif now - self._last < EVERY_S and progress.done != progress.total:
             return
         self._last = now
         if progress.total and progress.done > self._first:
@@ -153,8 +167,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
                      f"instead of {summary['fpr']}")
     for reason, number in summary["rejected"].items():
         print(f"  rejected {number}: {reason}")
-    for source in summary["odd_sources"]:
-        print(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
+    warn_of_listing(summary)
     for name, uri in summary["tables"].items():
         print(f"  {name}: {uri}")
     if summary["reject_share"] > summary["max_reject_share"]:

@@ -54,6 +54,25 @@ class Routing:
         return f"from {self.pattern}" if self.pattern else f"from column {self.column}"
 
 
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern is the whole path; `*` stands for any characters, also `/`.
+
+    Everything else stands for itself, as in `Routing`; by hand, for the same reason.
+    """
+    head, *parts = pattern.split("*")
+    if not parts:
+        return path == head
+    if not path.startswith(head):
+        return False
+    at = len(head)
+    for part in parts[:-1]:
+        found = path.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return len(path) - len(parts[-1]) >= at and path.endswith(parts[-1])
+
+
 def _between(head: list[str], tail: list[str], path: str) -> str | None:
     """The segment, or part of one, between what stands around the stars of a pattern.
 

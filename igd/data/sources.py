@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from igd import storage
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
 from igd.data.parquet import column_cells, looks_like_parquet, walk_parquet
+from igd.data.selection import Picker
 from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
 from igd.data.zipindex import looks_like_zip, walk_zip
 from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
@@ -24,6 +25,7 @@ from igd.records import Reason, SourceStatus
 
 ARCHIVE_SUFFIXES = (".tar", ".zip", ".parquet")
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+AT_LIMIT = "listed no further than --limit"
 NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + PACKED_TAR_SUFFIXES)
 
 
@@ -69,28 +71,39 @@ def check_source(uri: str) -> None:
     next(list_inputs(uri), None)
 
 
+def select_inputs(uri: str, wants: Callable[[str], bool]) -> Iterator[storage.Entry]:
+    """The objects of a source that a selection can take from: archives, and files it wants."""
+    return (entry for entry in list_inputs(uri) if is_archive(entry) or wants(entry.key))
+
+
 def scan(uri: str, done: Callable[[SourceRecord], None],
-         seen: Callable[[storage.Entry], None] = lambda entry: None, *,
-         column: str | None = None) -> Iterator[tuple[str, Member]]:
-    """Every member of a source with the path it is routed by.
+         seen: Callable[[storage.Entry], None] = lambda entry: None,
+         picker: Picker | None = None, *, column: str | None = None
+         ) -> Iterator[tuple[str, Member]]:
+    """Every member of a source (that is picked) with the path it is routed by.
 
     Args:
         uri: a directory, a prefix, an archive or an image.
-        done: told how each archive, and the source itself, ended.
-        seen: told of every object listed.
-        column: rows of Parquet files are routed by this column, and all else by "".
+        done: told how each archive, and the source itself, ended; its members are the picked ones.
+        seen: told of every object of `select_inputs`, as far as the listing goes.
+        column: rows of Parquet files are routed by this column, and all else by ""; picked are
+            they by path all the same.
     """
+    picker = picker or Picker()
     members = size = 0
-    for entry in list_inputs(uri):
+    for entry in select_inputs(uri, picker.take):
         seen(entry)
         if is_archive(entry):
-            yield from _scan_archive(entry, done, column)
-            continue
-        members, size = members + 1, size + entry.size
-        yield entry.key if column is None else "", file_member(entry)
+            yield from _scan_archive(entry, done, picker, column)
+        else:
+            members, size = members + 1, size + entry.size
+            yield entry.key if column is None else "", file_member(entry)
+        if picker.full:
+            break
     if members or storage.stat(uri) is None:
         done(SourceRecord(source_uri=storage.canonical(uri), source_version="", kind="files",
-                          members=members, bytes=size, status=SourceStatus.COMPLETE))
+                          members=members, bytes=size, status=SourceStatus.COMPLETE,
+                          detail=AT_LIMIT if picker.full else None))
 
 
 def is_archive(entry: storage.Entry) -> bool:
@@ -99,7 +112,7 @@ def is_archive(entry: storage.Entry) -> bool:
 
 
 def _scan_archive(entry: storage.Entry, done: Callable[[SourceRecord], None],
-                  column: str | None) -> Iterator[tuple[str, Member]]:
+                  picker: Picker, column: str | None) -> Iterator[tuple[str, Member]]:
     end = ArchiveEnd()
     members = 0
     kind = "unknown"
@@ -108,9 +121,15 @@ def _scan_archive(entry: storage.Entry, done: Callable[[SourceRecord], None],
         kind = _kind(entry, first)
         cells = column_cells(entry, column) if column and kind == "parquet" else iter(())
         for member in WALKERS[kind](entry, end):
+            path = os.fsdecode(member.raw_name)
+            route = path if column is None else os.fsdecode(next(cells, b""))
+            if not picker.take(path):
+                continue
             members += 1
-            route = member.raw_name if column is None else next(cells, b"")
-            yield os.fsdecode(route), _unless_nested(member)
+            yield route, _unless_nested(member)
+            if picker.full:
+                end.detail = AT_LIMIT
+                break
     except (ObjectMissingError, ObjectChangedError) as error:
         end.status, end.detail = SourceStatus.VANISHED, str(error)
     except ObjectDeniedError as error:

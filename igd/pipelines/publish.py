@@ -51,8 +51,15 @@ def publish(run: Run, plan: dict[str, Any], records: dict[int, Record]) -> bool:
     """Puts a run's rows in sight; False where another process had done it.
 
     Heatmaps and sources go first, each once; the commit on `scores` is the publish point.
+
+    Raises:
+        RunHeldError: `gc` has removed the run, which stood still for too long.
+        LostRaceError: another run published meanwhile.
     """
     wanted = run.request
+    if not run.hold():
+        raise RunHeldError(f"run {run.run_id} stood still for so long that igd-ray gc removed it; "
+                           "nothing was published; run the command again")
     heatmaps = [StagedFile(path=record["heatmaps"]["path"], size=record["heatmaps"]["size"],
                            rows=record["heatmaps"]["rows"], date=wanted.date,
                            category=record["category"])

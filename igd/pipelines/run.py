@@ -4,6 +4,8 @@
                        /plan/<attempt>/<n>.parquet  members, a row group per shard
                        /shards/<n>-<uuid>.parquet   score rows
                        /done/<n>.json               put-if-absent: the shard file that counts
+                       /lease.json                  written anew by whoever goes on with it
+                       /collected/<uuid>            gc removed the rest; never gone on with
                        /published.json, summary.json
 
 The run id hashes what was asked for (date, sources, models, routing, settings that affect
@@ -16,31 +18,44 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from datetime import date as Date
 from typing import Any, Literal
 
 from igd import storage, tables
 from igd.data.routing import Routing
+from igd.data.selection import EVERYTHING, Selection
 from igd.errors import ConfigError, ObjectMissingError
 
 HeatmapPolicy = Literal["all", "flagged", "none"]
+COLLECTED = "collected"
 HEATMAP_POLICIES: tuple[HeatmapPolicy, ...] = ("all", "flagged", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a run is asked to do; everything here affects its results.
+class Inputs:
+    """Images, and how a model is chosen for each.
 
     Attributes:
         sources: canonical URIs, without repetition.
-        fpr, review_fpr: false-positive rates of the two levels.
     """
 
     sources: tuple[str, ...]
     models: str
+    routing: Routing
+    selection: Selection = EVERYTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Inputs):
+    """What a run is asked to do; everything here affects its results.
+
+    Attributes:
+        fpr, review_fpr: false-positive rates of the two levels.
+    """
+
     out: str
     date: Date
-    routing: Routing
     fpr: float = 0.01
     review_fpr: float = 0.05
     heatmaps: HeatmapPolicy = "flagged"
@@ -48,41 +63,53 @@ class Request:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for this request."""
-        parts: tuple[object, ...] = (
+        parts: tuple[Any, ...] = (
             self.date.isoformat(), self.sources, self.models, self.routing.category,
             self.routing.pattern, self.fpr, self.review_fpr, self.heatmaps)
+        # of runs without these, the key is older than they are
         if self.routing.column is not None:
-            parts += (self.routing.column,)
+            parts += (("column", self.routing.column),)
+        if self.selection != EVERYTHING:
+            parts += (("selection", self.selection.include, self.selection.exclude,
+                       self.selection.limit),)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
-            fpr: float = 0.01, review_fpr: float = 0.05,
-            heatmaps: str = "flagged") -> Request:
-    """A checked `Request`.
+def inputs(sources: Sequence[str], *, models: str, routing: Routing,
+           selection: Selection = EVERYTHING) -> Inputs:
+    """Checked `Inputs`.
 
     Raises:
-        ConfigError: rates out of range, an unknown policy, a source inside another.
+        ConfigError: a source inside another, or models inside a source.
     """
-    if heatmaps not in HEATMAP_POLICIES:
-        raise ConfigError(f"--heatmaps {heatmaps!r}: expected one of {', '.join(HEATMAP_POLICIES)}")
-    for option, rate in (("--fpr", fpr), ("--review-fpr", review_fpr)):
-        if not 0 < rate < 1:
-            raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
     canonical = tuple(dict.fromkeys(storage.canonical(source) for source in sources))
     for inner in canonical:
         for outer in canonical:
             if inner.startswith(outer + "/"):
                 raise ConfigError(f"source {inner} lies inside source {outer}; its images would "
                                   "count twice")
-    for name, place in (("--out", out), ("--models", models)):
-        for source in canonical:
-            if storage.canonical(place).startswith(source + "/"):
-                raise ConfigError(f"{name} {place} lies inside source {source}; its files would "
-                                  "count as images; choose a place outside")
+    _refuse_inside("--models", models, canonical)
+    return Inputs(sources=canonical, models=storage.canonical(models), routing=routing,
+                  selection=selection)
+
+
+def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
+            selection: Selection = EVERYTHING, fpr: float = 0.01, review_fpr: float = 0.05,
+            heatmaps: str = "flagged") -> Request:
+    """A checked `Request`.
+
+    Raises:
+        ConfigError: as `inputs`, rates out of range, an unknown policy, `out` inside a source.
+    """
+    if heatmaps not in HEATMAP_POLICIES:
+        raise ConfigError(f"--heatmaps {heatmaps!r}: expected one of {', '.join(HEATMAP_POLICIES)}")
+    for option, rate in (("--fpr", fpr), ("--review-fpr", review_fpr)):
+        if not 0 < rate < 1:
+            raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
+    checked = inputs(sources, models=models, routing=routing, selection=selection)
+    _refuse_inside("--out", out, checked.sources)
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
-    return Request(sources=canonical, models=storage.canonical(models),
-                   out=storage.canonical(out), date=date, routing=routing, fpr=fpr,
+    return Request(**vars(checked), out=storage.canonical(out), date=date, fpr=fpr,
                    review_fpr=review_fpr, heatmaps=policy)
 
 
@@ -109,25 +136,56 @@ class Run:
     def create_json(self, name: str, document: dict[str, Any]) -> bool:
         return storage.put_if_absent(self.at(name), to_json(document))
 
+    def hold(self) -> bool:
+        """Says that this run is alive; False where `gc` has taken it for dead and removed it.
+
+        Of a run and a `gc` at one moment, one sees the other: this writes before it looks, and
+        so does `gc` with its mark.
+        """
+        self.write_json("lease.json", {"at": datetime.now(UTC).isoformat()})
+        return not self.is_collected()
+
+    def is_collected(self) -> bool:
+        """Whether `gc` took this run for dead."""
+        return next(storage.list_objects(self.at(COLLECTED)), None) is not None
+
     def is_live(self, plan: dict[str, Any]) -> bool:
         """Whether the rows of this run, and no others, stand in `scores` for its categories."""
-        live = {tables.staged_run(file) for file in tables.replaced_by(
+        live = {tables.staged_run(file.path) for file in tables.replaced_by(
             self.run_id, plan["categories"],
             tables.live_files(self.request.out, "scores", self.request.date))}
         return live == ({self.run_id} if plan["members"] else set())
 
 
 def latest(wanted: Request) -> Run | None:
-    """The newest generation of a request that has a frozen plan."""
+    """The newest generation of a request that has a frozen plan and was not removed by `gc`."""
     stem = _stem(wanted)
     generations = [int(name.removeprefix(stem))
                    for name in storage.list_dirs(storage.join(wanted.out, "runs"))
                    if name.startswith(stem) and name.removeprefix(stem).isdigit()]
     for generation in sorted(generations, reverse=True):
         run = Run(request=wanted, generation=generation)
-        if storage.stat(run.at("plan.json")) is not None:
+        if storage.stat(run.at("plan.json")) is not None and not run.is_collected():
             return run
     return None
+
+
+def next_run(wanted: Request, after: Run | None) -> Run:
+    """The generation after one (or the first); the number of one that `gc` removed stays taken.
+
+    The tables remember which runs they have rows of, so that no number may stand for two plans.
+    """
+    run = Run(request=wanted, generation=after.generation + 1 if after else 1)
+    while run.is_collected():
+        run = Run(request=wanted, generation=run.generation + 1)
+    return run
+
+
+def _refuse_inside(option: str, place: str, sources: Sequence[str]) -> None:
+    for source in sources:
+        if storage.canonical(place).startswith(source + "/"):
+            raise ConfigError(f"{option} {place} lies inside source {source}; its files would "
+                              "count as images; choose a place outside")
 
 
 def read_document(uri: str) -> dict[str, Any] | None:

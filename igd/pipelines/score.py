@@ -19,13 +19,15 @@ from igd.errors import StorageError
 from igd.pipelines.cluster import connected, own_error
 from igd.pipelines.plan import (
     SHARD_MEMBERS,
+    any_bad,
     load_plan,
     make_plan,
+    odd_sources,
     same_arithmetic,
     unchanged,
 )
 from igd.pipelines.publish import audit, publish
-from igd.pipelines.run import Request, Run, latest
+from igd.pipelines.run import Request, Run, latest, next_run
 from igd.pipelines.shards import (
     ShardScorer,
     count_rejects,
@@ -34,7 +36,6 @@ from igd.pipelines.shards import (
     read_shard,
     write_shard,
 )
-from igd.records import SourceStatus
 
 READ_CPUS = 0.25
 RECORD = pa.schema([pa.field("shard", pa.int64()), pa.field("rows", pa.int64()),
@@ -86,9 +87,12 @@ Report = Callable[[Progress], None]
 
 
 def score(wanted: Request, *, ray_address: str | None = None, shard_members: int = SHARD_MEMBERS,
-          max_reject_share: float = 0.01,
+          max_reject_share: float = 0.01, unknown_category: str = "reject",
           report: Report = lambda progress: None) -> dict[str, Any]:
     """Runs a request to its end, from wherever an earlier attempt left it.
+
+    Args:
+        unknown_category: `reject` images of categories without a model, or `error`: plan none.
 
     Returns:
         The summary, also written to the run's `summary.json`; `exit_code` says what is to be
@@ -101,7 +105,7 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     """
     clock = Clock()
     tables.check_output(wanted.out)
-    run, plan = _find_or_plan(wanted, shard_members, report)
+    run, plan = _find_or_plan(wanted, shard_members, report, unknown_category)
     already = run.is_live(plan)
     earlier = run.read_json("summary.json")
     if already and earlier is not None and run.read_json("published.json") is not None:
@@ -127,25 +131,30 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     return summary
 
 
-def _find_or_plan(wanted: Request, shard_members: int,
-                  report: Report) -> tuple[Run, dict[str, Any]]:
+def _find_or_plan(wanted: Request, shard_members: int, report: Report,
+                  unknown_category: str = "reject") -> tuple[Run, dict[str, Any]]:
     """The run that this request continues, with its plan; a new generation where one is due."""
     def planned(members: int) -> None:
         report(Progress(stage="plan", done=members, total=0))
 
-    run = latest(wanted)
-    plan = run.read_json("plan.json") if run else None
-    if run is None or plan is None:
-        run = Run(request=wanted, generation=1)
-    elif run.read_json("published.json") is None:
-        if same_arithmetic(plan):
+    while True:
+        run = latest(wanted)
+        plan = run.read_json("plan.json") if run else None
+        if run is None or plan is None or not _stands(run, plan, unknown_category):
+            run = next_run(wanted, run)
+            plan = make_plan(run, shard_members=shard_members,
+                             unknown_category=unknown_category, progress=planned)
+        if run.read_json("published.json") is not None or run.hold():
             return run, plan
-        run = Run(request=wanted, generation=run.generation + 1)
-    elif run.is_live(plan) and unchanged(run, plan):
-        return run, plan
-    else:
-        run = Run(request=wanted, generation=run.generation + 1)
-    return run, make_plan(run, shard_members=shard_members, progress=planned)
+
+
+def _stands(run: Run, plan: dict[str, Any], unknown_category: str) -> bool:
+    """Whether a request's newest run is the one to go on with, or has nothing left to do."""
+    if unknown_category == "error" and plan["unknown_categories"]:
+        return False
+    if run.read_json("published.json") is None:
+        return same_arithmetic(plan)
+    return run.is_live(plan) and unchanged(run, plan)
 
 
 def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict[int, Any],
@@ -245,9 +254,6 @@ def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clo
         counts = flagged.setdefault(record["category"], {})
         for decision, number in record["flagged"].items():
             counts[decision] = counts.get(decision, 0) + number
-    odd = [record for record in plan["source_records"]
-           if record["status"] != SourceStatus.COMPLETE]
-    bad_sources = [r for r in odd if r["status"] != SourceStatus.NO_END_MARKER]
     share = rejects / plan["members"] if plan["members"] else 0.0
     seconds = time.monotonic() - clock.began
     return {
@@ -255,12 +261,15 @@ def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clo
         "state": "published", "already_published": False,
         "planned": plan["members"], "scored": plan["members"] - rejects, "rejected": rejected,
         "reject_share": share, "max_reject_share": max_reject_share,
-        "decisions": flagged, "odd_sources": odd, "bundles": plan["bundles"],
+        "left_out": plan.get("left_out", 0), "unmatched": plan.get("unmatched", []),
+        "limit_reached": plan.get("limited_to") is not None,
+        "odd_sources": odd_sources(plan["source_records"]),
+        "decisions": flagged, "bundles": plan["bundles"],
         "fpr": plan["fpr"], "heatmaps": plan["heatmaps"],
         "seconds": round(seconds, 3), "stage_seconds": clock.stages,
         "shards_scored": shards_scored,
         "images_per_s": round(plan["members"] / seconds, 2),
         "steady_images_per_s": clock.steady_images_per_s,
         "tables": {name: f"{plan['out']}/{name}" for name in tables.SCHEMAS},
-        "exit_code": 3 if bad_sources or share > max_reject_share else 0,
+        "exit_code": 3 if any_bad(plan["source_records"]) or share > max_reject_share else 0,
     }

@@ -20,9 +20,9 @@ from igd.errors import ConfigError, ObjectMissingError, StorageError
 from igd.storage import local
 from igd.storage.entry import Entry
 
-__all__ = ["Entry", "canonical", "delete", "delta_location", "exists_dir", "is_local", "join",
-           "list_dirs", "list_objects", "local_path", "put_if_absent", "read_bytes",
-           "read_range", "stat", "train_location", "write_bytes"]
+__all__ = ["Entry", "abort_uploads", "canonical", "delete", "delta_location", "exists_dir",
+           "is_local", "join", "list_dirs", "list_objects", "local_path", "put_if_absent",
+           "read_bytes", "read_range", "stat", "train_location", "write_bytes"]
 
 CREATE_ATTEMPTS = 4
 
@@ -127,6 +127,21 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 def delete(uri: str) -> None:
     """Removes an object; one that is not there is no error."""
     _backend(uri).delete(uri)
+
+
+def abort_uploads(uri: str, before_s: float, *, dry_run: bool = False) -> list[str]:
+    """Gives up uploads in parts below a prefix that began before a time and never ended.
+
+    No listing of objects shows them, and they take space. A local disk has none.
+
+    Returns:
+        The URIs they were to become.
+
+    Raises:
+        StorageError: the storage lists none, or may not be asked.
+    """
+    found: list[str] = _backend(uri).abort_uploads(uri, before_s, dry_run)
+    return found
 
 
 def delta_location(uri: str) -> tuple[str, dict[str, str]]:

@@ -16,6 +16,8 @@ class Entry:
         size: bytes.
         version: etag, or size and mtime in ns; changes when the content does.
         problem: why it cannot be read, or None.
+        modified_s: when it was last written by the storage's clock, seconds since 1970; 0 where
+            that is not known.
     """
 
     uri: str
@@ -23,3 +25,4 @@ class Entry:
     size: int
     version: str
     problem: Literal["not_regular", "denied"] | None = None
+    modified_s: float = 0.0

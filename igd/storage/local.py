@@ -109,6 +109,10 @@ def delete(uri: str) -> None:
         raise _error(error, uri) from error
 
 
+def abort_uploads(uri: str, before_s: float, dry_run: bool) -> list[str]:
+    return []
+
+
 def delta_location(uri: str) -> tuple[str, dict[str, str]]:
     return os.path.abspath(path_of(uri)), {}
 
@@ -137,7 +141,8 @@ def _entry(path: str, key: str, info: os.stat_result) -> Entry:
         problem = "not_regular"
     elif not os.access(path, os.R_OK):
         problem = "denied"
-    return Entry(canonical(path), key, info.st_size, _version(info), problem)
+    return Entry(canonical(path), key, info.st_size, _version(info), problem,
+                 info.st_mtime)
 
 
 def _walk(top: str) -> Iterator[Entry]:

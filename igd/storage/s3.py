@@ -17,7 +17,9 @@ from typing import Any, NoReturn, TypeVar
 
 import botocore.session
 import obstore
+from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.exceptions import BotoCoreError, ClientError
 from obstore import exceptions as obstore_errors
 from obstore.store import S3Store
 from pyarrow import fs
@@ -64,7 +66,8 @@ def stat(uri: str) -> Entry | None:
         meta = _call(uri, lambda: obstore.head(store, key))
     except ObjectMissingError:
         return None
-    return Entry(canonical(uri), "", meta["size"], _version(meta))
+    return Entry(canonical(uri), "", meta["size"], _version(meta),
+                 modified_s=meta["last_modified"].timestamp())
 
 
 def exists_dir(uri: str) -> bool:
@@ -82,7 +85,8 @@ def list_objects(uri: str) -> Iterator[Entry]:
     prefix = key + "/" if key else ""
     for meta in _listing(uri):
         entry = Entry(f"s3://{bucket}/{meta['path']}", meta["path"][len(prefix):],
-                      meta["size"], _version(meta))
+                      meta["size"], _version(meta),
+                      modified_s=meta["last_modified"].timestamp())
         if entry.size > 0 or (entry.key and stat(entry.uri) is not None):
             yield entry  # else a folder marker: "name/", which the client lists as "name"
 
@@ -118,6 +122,31 @@ def delete(uri: str) -> None:
     store, key = _store(uri)
     with contextlib.suppress(ObjectMissingError):
         _call(uri, lambda: obstore.delete(store, key))
+
+
+def abort_uploads(uri: str, before_s: float, dry_run: bool) -> list[str]:
+    """Through botocore, for obstore does not list them."""
+    bucket, key = split(uri)
+    settings = _settings()
+    client = _session().create_client(
+        "s3", region_name=settings["region"], endpoint_url=settings["endpoint"] or None,
+        config=Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=REQUEST_TIMEOUT_S,
+                      retries={"mode": "standard", "max_attempts": 5}))
+    aborted = []
+    pages = client.get_paginator("list_multipart_uploads").paginate(
+        Bucket=bucket, Prefix=key + "/" if key else "")
+    try:
+        for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+            if upload["Initiated"].timestamp() <= before_s:
+                aborted.append(f"s3://{bucket}/{upload['Key']}")
+                if not dry_run:
+                    client.abort_multipart_upload(
+                        Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    except (BotoCoreError, ClientError) as error:
+        raise StorageError(f"{uri}: unfinished uploads cannot be given up: {error}") from error
+    finally:
+        client.close()
+    return aborted
 
 
 def delta_location(uri: str) -> tuple[str, dict[str, str]]:

@@ -25,6 +25,7 @@ from igd.data import parquet
 from igd.data.fetch import fetch
 from igd.data.members import Member
 from igd.data.parquet import UnusableError, find_columns
+from igd.data.selection import Picker, selection
 from igd.data.sources import SourceRecord, scan
 from igd.errors import ImageError, StorageError
 from igd.records import Reason, SourceStatus
@@ -315,6 +316,15 @@ def test_other_columns_than_images_end_with_a_status(tmp_path: Path) -> None:
     found, record = scanned(write(tmp_path / "a.parquet", {"path": ["a"], "label": [1]}))
     assert (found, record.status) == ([], SourceStatus.SCHEMA)
     assert "path (string), label (int64)" in (record.detail or "")
+
+
+def test_rows_are_routed_by_their_own_cell_whichever_are_picked(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.parquet", {"path": ["a", "x", "b", "c"], "image": [b"1"] * 4,
+                                         "product": ["A", "X", "B", "C"]}, row_group_size=3)
+    picker = Picker(selection(exclude=["x"], limit=2))
+    routes = [(route, member.name) for route, member in scan(
+        uri, lambda record: None, picker=picker, column="product")]
+    assert routes == [("A", "a"), ("B", "b")]
 
 
 def test_more_rows_than_bytes_are_a_lie(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igd.data.routing import Routing
+from igd.pipelines import score as scoring
 from igd.pipelines.cluster import Resources, connected
 from igd.pipelines.plan import make_plan
 from igd.pipelines.publish import publish
@@ -94,6 +96,31 @@ def finished(asked: Callable[..., Request],
 def published_run(finished: tuple[Run, dict[str, Any], dict[int, Any]]) -> Run:
     publish(*finished)
     return finished[0]
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are done one by one in this process; all else is the real run."""
+    def inline(run: Run, plan: dict[str, Any], todo: Iterable[int], *_: object) -> None:
+        scorer = ShardScorer(plan)
+        for shard in todo:
+            write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
+    monkeypatch.setattr(scoring, "_score_shards", inline)
+
+
+@pytest.fixture
+def folder(tiny_data: Path, tmp_path: Path) -> Callable[..., str]:
+    """Makes a dump of some images of categories: `folder("d1", weave=3, nobody=2)`."""
+    def make(name: str, **counts: int) -> str:
+        for category, count in counts.items():
+            real = category in ("weave", "washer")
+            source = tiny_data / (category if real else "weave") / "test" / "good"
+            for path in sorted(source.glob("*.png"))[:count]:
+                target = tmp_path / name / category / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return str(tmp_path / name)
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -10,38 +10,16 @@ import pytest
 
 from igd import storage, tables
 from igd.config import preset_config
-from igd.errors import LostRaceError
+from igd.data.selection import selection
+from igd.errors import LostRaceError, ModelError
 from igd.pipelines import score as scoring
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.publish import publish
 from igd.pipelines.run import Run
-from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.shards import read_records
 from igd.pipelines.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch) -> None:
-    """Shards are done one by one in this process; all else is the real run."""
-    def inline(run, plan, todo, *_) -> None:
-        scorer = ShardScorer(plan)
-        for shard in todo:
-            write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
-    monkeypatch.setattr(scoring, "_score_shards", inline)
-
-
-@pytest.fixture
-def folder(tiny_data, tmp_path):
-    """Makes a dump of some images of categories: `folder("d1", weave=3, nobody=2)`."""
-    def make(name: str, **counts: int) -> str:
-        for category, count in counts.items():
-            real = category in ("weave", "washer")
-            source = tiny_data / (category if real else "weave") / "test" / "good"
-            for path in sorted(source.glob("*.png"))[:count]:
-                target = tmp_path / name / category / path.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
-        return str(tmp_path / name)
-    return make
+pytestmark = pytest.mark.usefixtures("no_cluster")
 
 
 def counts(wanted) -> Counter:
@@ -80,6 +58,28 @@ def test_a_model_that_came_later_scores_what_was_rejected(asked, folder, tiny_da
         config=preset_config("fast", ["image.size=64", "calibration.folds=3"])))
     assert scoring.score(wanted)["rejected"] == {}
     assert counts(wanted) == {"weave": 2, "washer": 2}
+
+
+def test_with_error_no_plan_with_an_unknown_category_is_scored_or_passes_for_done(
+        asked, folder) -> None:
+    wanted = asked(folder("d", weave=2, nobody=1))
+    scoring._find_or_plan(wanted, 256, lambda progress: None)  # frozen, with a reject in it
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"'nobody/000\.png'"):
+            scoring.score(wanted, unknown_category="error")
+        scoring.score(wanted)
+    shutil.rmtree(Path(folder("d")) / "nobody")
+    assert scoring.score(wanted, unknown_category="error")["generation"] == 2
+    assert counts(wanted) == {"weave": 2}
+
+
+def test_a_limited_run_is_done_when_its_images_are(asked, folder) -> None:
+    wanted = asked(folder("d", weave=4), selection=selection(limit=3))
+    assert scoring.score(wanted)["limit_reached"]
+    assert counts(wanted) == {"weave": 3}
+    (Path(folder("d")) / "weave" / "z.png").write_bytes(b"late")
+    assert scoring.score(wanted)["already_published"]
+    assert verify(wanted.out, wanted.date)["problems"] == []
 
 
 @pytest.mark.parametrize("place", ["shards", "heatmaps"])

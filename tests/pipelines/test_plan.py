@@ -9,7 +9,8 @@ import pytest
 
 from igd import registry, tables
 from igd.data.routing import Routing
-from igd.errors import DataError, ModelError
+from igd.data.selection import selection
+from igd.errors import ConfigError, DataError, ModelError
 from igd.pipelines import plan as planning
 from igd.pipelines.plan import make_plan, members_of, shard_rows, unchanged
 from igd.pipelines.run import Run
@@ -82,6 +83,68 @@ def test_a_frozen_plan_outlives_a_dump_that_grows(asked, dump, contents) -> None
     assert make_plan(run)["members"] == len(contents)
 
 
+def picked(run: Run, plan: dict) -> list[str]:
+    """Names of the planned images below the dump, in source order."""
+    rows = [row for shard in all_rows(run, plan) for row in shard]
+    return sorted(row["member"] or row["source_uri"].split("/dump.dir/")[1] for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["dir", "tar", "zip"])
+def test_a_selection_takes_the_same_images_from_every_kind_of_dump(asked, dump, contents,
+                                                                   kind) -> None:
+    chosen = selection(["weave/*", "washer/*"], ["*/good/*", "*.txt"])
+    run = Run(request=asked(dump(kind), selection=chosen), generation=1)
+    plan = make_plan(run)
+    wanted = [name for name in contents if name.startswith("w") and "/good/" not in name]
+    assert picked(run, plan) == sorted(wanted)
+    assert plan["left_out"] == len(contents) - len(wanted)
+    assert sum(record["members"] for record in plan["source_records"]) == len(wanted)
+    assert plan["unmatched"] == ["*.txt"] and plan["limited_to"] is None
+
+
+def test_what_a_selection_leaves_out_may_change(asked, dump) -> None:
+    source = dump("dir")
+    run = Run(request=asked(source, selection=selection(["weave/*"])), generation=1)
+    plan = make_plan(run)
+    (Path(source) / "washer" / "late.png").write_bytes(b"late")
+    assert unchanged(run, plan)
+    (Path(source) / "weave" / "late.png").write_bytes(b"late")
+    assert not unchanged(run, plan)
+
+
+def test_a_limit_takes_the_first_images_and_looks_no_further(asked, dump, contents) -> None:
+    source, tar = dump("dir"), dump("tar")
+    run = Run(request=asked(source, tar, selection=selection(limit=6)), generation=1)
+    plan = make_plan(run)
+    assert picked(run, plan) == sorted(contents)[:6] and plan["limited_to"] == 6
+    assert plan["source_records"][0]["detail"] == "listed no further than --limit"
+    (Path(source) / "weave" / "zz.png").write_bytes(b"late")
+    Path(tar).unlink()
+    assert unchanged(run, plan)
+    (Path(source) / "a.png").write_bytes(b"comes first")
+    assert not unchanged(run, plan)
+
+
+def test_a_limit_within_an_archive_keeps_the_archive_in_mind(asked, dump, contents) -> None:
+    tar = dump("tar")
+    run = Run(request=asked(tar, selection=selection(exclude=["weave/*"], limit=2)), generation=1)
+    plan = make_plan(run)
+    assert picked(run, plan) == [name for name in contents if name.startswith("washer")][:2]
+    record, = plan["source_records"]
+    assert (record["kind"], record["members"], record["status"]) == ("tar", 2, "complete")
+    assert unchanged(run, plan)
+    Path(tar).touch()
+    assert not unchanged(run, plan)
+
+
+def test_a_plan_of_an_earlier_version_is_still_compared(asked, dump) -> None:
+    run = Run(request=asked(dump("dir")), generation=1)
+    plan = make_plan(run)
+    for name in ("selection", "left_out", "unmatched", "limited_to"):
+        del plan[name]
+    assert unchanged(run, plan)
+
+
 def test_a_promoted_model_makes_a_difference(asked, dump, tiny_models, tmp_path) -> None:
     run = Run(request=asked(dump("tar"), routing=Routing(category="weave")), generation=1)
     plan = make_plan(run)
@@ -95,6 +158,7 @@ def test_nothing_is_written_for_a_request_that_cannot_be_met(asked, dump, tmp_pa
         (asked(dump("tar"), routing=Routing(category="screw")), ModelError),
         (asked(str(tmp_path / "missing.tar")), DataError),
         (asked(dump("dir"), str(tmp_path / "missing.zip")), DataError),
+        (asked(dump("dir"), selection=selection(["weave/*", "screw/*"])), ConfigError),
     ):
         with pytest.raises(error):
             make_plan(Run(request=wanted, generation=1))

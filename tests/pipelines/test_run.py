@@ -7,9 +7,11 @@ from datetime import date
 
 import pytest
 
+from igd import storage
 from igd.data.routing import Routing
+from igd.data.selection import selection
 from igd.errors import ConfigError
-from igd.pipelines.run import Request, Run, latest, request
+from igd.pipelines.run import Request, Run, latest, next_run, request
 
 
 def ask(tmp_path, sources=("a", "b"), **changes) -> Request:
@@ -27,10 +29,17 @@ def test_the_same_request_is_the_same_run_however_it_is_spelt(tmp_path) -> None:
 @pytest.mark.parametrize("change", [
     {"date": date(2026, 1, 3)}, {"fpr": 0.02}, {"review_fpr": 0.1}, {"heatmaps": "all"},
     {"routing": Routing(category="washer")}, {"routing": Routing(pattern="{category}/*")},
-    {"models": "elsewhere"},
+    {"models": "elsewhere"}, {"selection": selection(limit=7)},
+    {"selection": selection(["a"])}, {"selection": selection(exclude=["a"])},
 ])
 def test_what_affects_results_makes_another_run(tmp_path, change) -> None:
     assert ask(tmp_path, **change).key != ask(tmp_path).key
+
+
+def test_a_run_without_a_selection_keeps_the_id_it_had_before_there_were_any() -> None:
+    made = Request(sources=("file:///a", "s3://b/c"), models="file:///m", out="file:///o",
+                   date=date(2026, 1, 2), routing=Routing(pattern="{category}/*"))
+    assert made.key == "7d9bea2fd79c"
 
 
 def test_a_source_inside_another_is_refused(tmp_path) -> None:
@@ -55,6 +64,19 @@ def test_the_newest_generation_with_a_frozen_plan_is_found(tmp_path) -> None:
     found = latest(wanted)
     assert found is not None and found.generation == 10
     assert latest(replace(wanted, fpr=0.02)) is None
+
+
+def test_the_number_of_a_run_that_gc_removed_stays_taken(tmp_path) -> None:
+    wanted = ask(tmp_path)
+    assert next_run(wanted, None).generation == 1
+    first, second = (Run(request=wanted, generation=number) for number in (1, 2))
+    for run in (first, second):
+        run.create_json("plan.json", {})
+        assert run.hold()
+    storage.write_bytes(second.at("collected", "mark"), b"")  # and gc was killed right then
+    assert not second.hold()
+    assert latest(wanted) == first
+    assert next_run(wanted, first).generation == 3
 
 
 def test_a_plan_is_frozen_by_the_first_who_writes_it(tmp_path) -> None:

@@ -73,6 +73,33 @@ def test_what_is_written_is_read_whole_and_by_range(root: str) -> None:
     assert storage.read_range(uri, 5, 0) == b""
 
 
+def test_an_upload_that_never_ended_is_given_up_after_its_age(bucket: str) -> None:
+    name, _, prefix = bucket.removeprefix("s3://").partition("/")
+    settings = s3._settings()
+    client = s3._session().create_client("s3", endpoint_url=settings["endpoint"],
+                                         region_name=settings["region"])
+    for key in (f"{prefix}/a", f"{prefix}/b", f"{prefix}2/c"):
+        upload = client.create_multipart_upload(Bucket=name, Key=key)["UploadId"]
+        client.upload_part(Bucket=name, Key=key, UploadId=upload, PartNumber=1, Body=b"x")
+    now = time.time() + 1
+    both = [f"{bucket}/a", f"{bucket}/b"]
+    assert storage.abort_uploads(bucket, now - 3600) == []
+    assert sorted(storage.abort_uploads(bucket, now, dry_run=True)) == both
+    assert sorted(storage.abort_uploads(bucket, now)) == both
+    assert storage.abort_uploads(bucket, now) == []
+    assert storage.abort_uploads(bucket + "2", now) == [f"{bucket}2/c"]
+    client.close()
+
+
+def test_an_object_knows_when_it_was_written(root: str) -> None:
+    began = time.time()
+    storage.write_bytes(storage.join(root, "a"), b"x")
+    found = storage.stat(storage.join(root, "a"))
+    listed, = storage.list_objects(root)
+    assert found is not None and found.modified_s == listed.modified_s
+    assert began - 1 <= found.modified_s <= time.time() + 1  # S3 counts whole seconds
+
+
 @pytest.mark.parametrize("span", [(90, 11), (100, 1), (1 << 40, 5)])
 def test_a_range_past_the_end_is_an_error_and_never_a_short_read(
         root: str, span: tuple[int, int]) -> None:

@@ -1,0 +1,83 @@
+"""`igd-ray plan`: what a batch run would do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from igd.cli.app import app
+from igd.cli.options import (
+    UNKNOWN_CATEGORY,
+    Category,
+    CategoryColumn,
+    CategoryFrom,
+    Exclude,
+    Include,
+    JsonFile,
+    Limit,
+    Models,
+    ShardMembers,
+    Sources,
+    UnknownCategory,
+)
+from igd.cli.output import Counting, date_of, one_of, size_of, warn_of_listing, write_json
+from igd.errors import ConfigError
+
+
+@app.command()
+def plan(
+    sources: Sources, models: Models,
+    category: Category = None, category_from: CategoryFrom = None,
+    category_column: CategoryColumn = None,
+    unknown_category: UnknownCategory = "reject",
+    include: Include = None, exclude: Exclude = None, limit: Limit = None,
+    out: Annotated[str | None, typer.Option(
+        "--out", metavar="URI", help="With --date: also say how many images are new, beside those "
+        "published there for the date.")] = None,
+    date: Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD",
+                                             help="See --out.")] = None,
+    shard_members: ShardMembers = 256, json_file: JsonFile = None,
+) -> None:
+    """Say what `score` would do: images, bytes, categories, shards, odd sources. Writes nothing.
+
+    Exit 3 where a source is damaged or gone, as `score` would.
+
+    Example: `igd-ray plan dump.tar s3://line1/2026-11-23 --models ./models
+    --category-from '{category}/*' --exclude '*/thumbs/*'`
+    """
+    from igd.data.routing import Routing
+    from igd.data.selection import selection
+    from igd.pipelines.preview import preview
+    from igd.pipelines.run import inputs
+
+    one_of("--unknown-category", unknown_category, UNKNOWN_CATEGORY)
+    if (out is None) != (date is None):
+        raise ConfigError("--out and --date belong together; give both or neither")
+    wanted = inputs(sources, models=models,
+                    routing=Routing(category=category, pattern=category_from,
+                                    column=category_column),
+                    selection=selection(include or (), exclude or (), limit))
+    found = preview(
+        wanted, published=(out, date_of(date)) if out is not None and date is not None else None,
+        shard_members=shard_members, unknown_category=unknown_category,
+        progress=Counting("{} images listed"))
+    _print(found, date)
+    write_json(json_file, found)
+    if found["exit_code"]:
+        raise typer.Exit(found["exit_code"])
+
+
+def _print(found: dict[str, Any], date: str | None) -> None:
+    print(f"{found['members']} images, {size_of(found['bytes'])} to read, {found['shards']} shards")
+    for category, about in found["categories"].items():
+        model = f" ({about['preset']}, {about['version']})" if "version" in about else ""
+        print(f"  {category}: {about['images']}{model}")
+    for reason, about in found["rejected"].items():
+        print(f"  would reject {about['images']}: {reason} (first: {about['first']})")
+    for category, count in found["unknown_categories"].items():
+        print(f"  no model for category {category}: {count}")
+    warn_of_listing(found)
+    if found["new"] is not None:
+        print(f"  {found['published']} images are published for {date}; {found['new']} of these "
+              "are not among them")
