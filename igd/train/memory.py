@@ -8,6 +8,7 @@ from igd.model.igd import PATCHES
 from igd.model.networks import FEATURES
 from igd.model.teacher import HEAD_CHANNELS
 from igd.train.inputs import MEASURED_IMAGES, MEASURED_PATCHES
+from igd.train.step import CHUNK
 
 MIB = 1 << 20
 PROCESS = 512 * MIB
@@ -18,6 +19,8 @@ PATCH_STEP, IMAGE_STEP = MIB // 8, 5 * MIB
 """Activations and gradients of a patch or a whole image in a step, by width; measured."""
 PATCH_PASS, IMAGE_PASS = MIB // 20, 2 * MIB
 """The same without gradients, where BatchNorm is measured."""
+IMAGE_READ, IMAGE_ENCODED = 3 * MIB, MIB // 2
+"""Pixels as floats, and activations of the encoder by width, of a whole image in the E-step."""
 
 
 def data_bytes(images: int, config: Config) -> int:
@@ -40,7 +43,10 @@ def base_bytes(images: int, config: Config, *, gpu: bool = False) -> int:
                PATCH_PASS * min(MEASURED_PATCHES, inputs))
     if "global" in net.encoders:
         most = max(most, IMAGE_STEP * train.batch_size, IMAGE_PASS * min(MEASURED_IMAGES, images))
-    return PROCESS + 3 * 4 * HEAD_CHANNELS * taught + net.width * most
+    working = net.width * most
+    if net.encoders.get("global") == "trained":
+        working = max(working, min(CHUNK, images) * (IMAGE_READ + net.width * IMAGE_ENCODED))
+    return PROCESS + 3 * 4 * HEAD_CHANNELS * taught + working
 
 
 def _features(config: Config) -> int:
