@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def table() -> str:
     confirmation = [f"accuracy-reduced-{preset}" for preset in ("fast", "small")]
     sections = [(accuracy, fast + small), (reduced, confirmation), (ladder, fast),
                 (one_class, ["fashion-mnist"]), (nets, ["nets"]),
-                (spine, ["spine-fast", "spine-small", "spine-tiles"])]
+                (spine, ["spine-fast", "spine-small", "spine-tiles"]), (queue, ["train-all"])]
     return "\n".join(section() for section, names in sections if all(map(exists, names)))
 
 
@@ -241,6 +242,50 @@ def spine() -> str:
         spread = document["spread"][step]
         lines.append(f"| {name} | {span(spread['seconds'])} | {span(spread['peak_memory_mb'])} |")
     return "\n".join([*lines, "", prose(fast, small, tiles), "", terms(small), ""])
+
+
+def queue() -> str:
+    """What `train-all` costs beside the trainings."""
+    document = load("train-all")
+    lines = ["**The queue of `train-all`**: tiny categories, one torch thread each, seconds of the "
+             "same trainings; ratios to one process, medians over interleaved runs:", "",
+             "| categories, preset | in one process, s | queue, one at a time | queue, all CPUs | "
+             "TorchTrainers, one at a time |", "|---|---|---|---|---|"]
+    keys = dict.fromkeys((run["count"], run["preset"]) for run in document["runs"]
+                         if "repeat" in run)
+    for count, preset in sorted(keys):
+        runs = [run for run in document["runs"]
+                if (run["count"], run["preset"]) == (count, preset) and "repeat" in run]
+        lines.append(row(f"{count}, {preset}", [
+            between([run["in_process_s"] for run in runs]),
+            *(ratio(runs, name) for name in ("one_at_a_time_s", "all_cpus_s", "trainers_s"))]))
+    told = [many(run) for run in document["runs"] if "driver_mb_by_quarter" in run]
+    measured = where({"commit": document["commit"], "machine": document["machine"]})
+    return "\n".join([*lines, "", " ".join([*told, f"`python benchmarks/train_all.py`, {measured}."
+                                            ]), ""])
+
+
+def ratio(runs: list[dict[str, Any]], name: str) -> str:
+    """Median, lowest and highest of the ratios to one process; of trainers also the seconds."""
+    found = sorted(run[name] / run["in_process_s"] for run in runs if name in run)
+    if not found:
+        return "-"
+    text = f"{statistics.median(found):.2f} ({found[0]:.2f}-{found[-1]:.2f})"
+    if name != "trainers_s":
+        return text
+    more = [(run[name] - run["in_process_s"]) / run["count"] for run in runs if name in run]
+    return f"{text}: {between(more)} s more each"
+
+
+def many(run: dict[str, Any]) -> str:
+    """Whether the queue gets slower or larger with the number of categories."""
+    each = (run["one_at_a_time_s"] - run["in_process_s"]) / run["count"]
+    quarters = [" / ".join(map(str, run[name])) for name in ("seconds_by_quarter",
+                                                             "driver_mb_by_quarter")]
+    return (f"{run['count']} categories, `{run['preset']}`, one at a time: "
+            f"{run['one_at_a_time_s']:.0f} s against {run['in_process_s']:.0f} in one process, "
+            f"{each:.2f} s more each; by quarters {quarters[0]} s, the driver's memory "
+            f"{quarters[1]} MB.")
 
 
 def terms(small: dict[str, Any]) -> str:

@@ -49,7 +49,8 @@ Exclude = Annotated[list[str] | None, typer.Option(
     "--exclude", metavar="PATTERN", help="No image whose path this matches. Repeatable. One that "
     "matches nothing is a warning.")]
 Limit = Annotated[int | None, typer.Option(
-    "--limit", metavar="N", help="Only the first N images, in source order.")]
+    "--limit", metavar="N", help="Only the first N images, in source order: for trials. Their rows "
+    "replace those of their categories for the date, as any run's do; give an --out of its own.")]
 ShardMembers = Annotated[int, typer.Option(
     "--shard-members", min=1, help="Images per unit of work; does not affect results.")]
 Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]
