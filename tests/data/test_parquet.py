@@ -350,10 +350,12 @@ def test_no_flipped_bytes_do_more_than_reject(data: st.DataObject) -> None:
 
 
 def damage(path: str, cell: bytes) -> None:
-    """Overwrites what lies before a cell, where its page's header and its length are."""
-    data = Path(path).read_bytes()
-    at = data.index(cell)
-    Path(path).write_bytes(data[:at - 60] + b"\xff" * 60 + data[at:])
+    """Overwrites what lies before a page's first cell: the page's header and the cell's length."""
+    data, metadata = Path(path).read_bytes(), pq.read_metadata(path)
+    end = data.index(cell)
+    start = max(at for group in range(metadata.num_row_groups)
+                if (at := metadata.row_group(group).column(0).data_page_offset) < end)
+    Path(path).write_bytes(data[:start] + b"\xff" * (end - start) + data[end:])
 
 
 def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_soft_boundary_is_deep_svdds_eq_3_but_for_the_radius():
     nu = 0.25
     z = torch.randn(41, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
     gaussian = Gaussian(3)
-    gaussian.fit_sphere(z, nu)
+    gaussian.fit_sphere([z], nu)
     centre, radius2 = gaussian.mu_D.double(), gaussian.sigma2.item()
     loss = losses.soft_boundary_loss(gaussian.distance(z), gaussian.sigma2, nu)
     expected = sum(max(0.0, (row - centre).square().sum().item() - radius2)

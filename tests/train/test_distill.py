@@ -68,7 +68,7 @@ def test_targets_are_centred_and_scaled_by_one_number():
 
 def test_equal_images_teach_nothing():
     inputs = make_inputs(1)
-    inputs.images.fill_(7)
+    inputs.images.source_NCHW.fill_(7)
     with pytest.raises(DivergedError, match="says the same of all"):
         distill(inputs, Colours(), config(), torch.Generator(), lambda *args: None)
 
