@@ -90,6 +90,7 @@ def answers(monkeypatch, capsys) -> Callable[..., str]:
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         tiny_data, tiny_models, tmp_path, fails) -> None:
     few = tmp_path / "few"
+    (few / "empty").mkdir(parents=True)
     shutil.copytree(tiny_data / "weave" / "train", few / "weave" / "train")
     for path in sorted(few.rglob("*.png"))[3:]:
         path.unlink()
@@ -100,6 +101,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     score = ["score", dump, "--date", "2026-01-02", "--models", tiny_models]
     cases = {
         "no category 'screw'": ["train", "screw", tiny_data, *to],
+        "category 'empty'": ["train", "empty", few, *to],
+        "lies inside DATA": ["train", "weave", tiny_data, "--models", tiny_data / "models"],
         "no folder": ["train-all", tmp_path / "missing", *to],
         "has 3 normal images": ["train", "weave", few, *to],
         "unknown config key train.epoch ": ["train", "weave", tiny_data, *to, "--set",
@@ -297,6 +300,7 @@ def test_train_all_tells_machines_and_people_and_goes_on(tiny_data, tmp_path) ->
     few.mkdir(parents=True)
     for number in range(3):
         shutil.copy(data / "weave" / "train" / "good" / f"00{number}.png", few)
+    shutil.copytree(few, data / "my part")
     words = ["train-all", data, "--models", models, "--preset", "fast", "--set", "image.size=64",
              "--min-images", 5]
     first = run(*words, "--json", "-", "--html", tmp_path / "page.html", timeout_s=120)
@@ -309,6 +313,7 @@ def test_train_all_tells_machines_and_people_and_goes_on(tiny_data, tmp_path) ->
     assert state["weave"] is None and "expected at least 5" in state["few"]
     assert "FAILED few: 3 of 3 training images can be read" in first.stderr
     assert "1 of 2 categories have a model" in first.stderr
+    assert "left out 'my part': its name" in first.stderr and len(summary["left_out"]) == 1
     assert "3 of 3 training images" in (tmp_path / "page.html").read_text()
     again = run(*words, timeout_s=120)
     assert again.returncode == 3 and "finished before: weave (fast)" in again.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -132,11 +132,16 @@ def train_all(
                 *([f"calibration.min_images={min_images}"] if min_images else []),
                 *([f"calibration.fraction={calibration_fraction}"] if calibration_fraction
                   is not None else [])]
-    names = names_of(categories) or datasets.categories(data)
-    outcomes = _train(names, data, models, preset, settings, seed, queue, ray_address,
-                      retrain=retrain, html=html, json_lines=json_lines,
-                      checkpoint_s=checkpoint_every, promote=promote, scratch=scratch)
-    if any(outcome.error is not None for outcome in outcomes):
+    names = names_of(categories)
+    found = datasets.survey(data)
+    left_out = [] if names else [
+        *(f"{name!r}: its name cannot be a category's; expected letters, digits, '.', '_' or '-'"
+          for name in found.misnamed), *(f"{name!r}: no normal image" for name in found.without)]
+    outcomes = _train(names or found.categories, data, models, preset, settings, seed, queue,
+                      ray_address, retrain=retrain, html=html, json_lines=json_lines,
+                      checkpoint_s=checkpoint_every, promote=promote, scratch=scratch,
+                      left_out=left_out)
+    if any(outcome.error is not None for outcome in outcomes) or (not names and found.misnamed):
         raise typer.Exit(3)
 
 
@@ -144,7 +149,7 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
            seed: int, queue: Queue, ray_address: str | None, *, retrain: bool = False,
            html: str | None = None, json_lines: str | None = None,
            checkpoint_s: float = 30.0, promote: str = "always",
-           scratch: str | None = None) -> list[Outcome]:
+           scratch: str | None = None, left_out: Sequence[str] = ()) -> list[Outcome]:
     from igd import storage
     from igd.config import preset_config
     from igd.pipelines.category import CategoryTask
@@ -154,6 +159,9 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
     if promote not in POLICIES:
         raise ConfigError(f"--promote {promote!r}: expected {', '.join(POLICIES)}")
     preset_config(preset or "fast", settings, seed=seed)  # refused before a cluster is started
+    if storage.canonical(models).startswith(f"{storage.canonical(data)}/"):
+        raise ConfigError(f"--models {models} lies inside DATA {data}; its files would count as "
+                          "categories; choose a place outside")
     _check_known(names, data)
     from igd.pipelines.cluster import connected
 
@@ -178,10 +186,12 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
         for outcome in failed if len(outcomes) > 1 else []:
             print(f"  FAILED {visible(outcome.category)}: {visible(outcome.error or '')}",
                   file=text, flush=True)
+        for line in left_out:
+            print(f"  left out {line}", file=text, flush=True)
         if events is not None:
             events.write("summary", {
-                "categories": [vars(outcome) for outcome in outcomes], "commit": commit(),
-                "data": data, "models": models, "version": __version__})
+                "categories": [vars(outcome) for outcome in outcomes], "left_out": list(left_out),
+                "commit": commit(), "data": data, "models": models, "version": __version__})
         if html is not None:
             print(_write_training_page(html, models, outcomes), file=text, flush=True)
     return outcomes
@@ -215,10 +225,13 @@ def _check_known(names: list[str], data: str) -> None:
     from igd.data import datasets
     from igd.errors import DataError
 
-    known = datasets.categories(data)
+    found = datasets.survey(data)
     for name in names:
-        if check_name(name, "category") not in known:
-            raise DataError(f"no category {name!r} in {data}; there are: {', '.join(known)}")
+        if check_name(name, "category") in found.without:
+            raise DataError(f"category {name!r} in {data} has no normal image; add some")
+        if name not in found.categories:
+            raise DataError(f"no category {name!r} in {data}; there are: "
+                            f"{', '.join(found.categories)}")
 
 
 def _check_enough(category: str, data: str, config: Config) -> None:

@@ -31,12 +31,12 @@ from igd.data.trees import (
     ImageRef,
     category_tree,
     is_there,
-    list_tree,
+    outline,
     read_image,
     read_images,
 )
 from igd.errors import DataError, ImageError, StorageError
-from igd.storage import join
+from igd.storage import exists_dir, join, list_dirs
 
 _HELD_OUT = re.compile(r"(test|ground_truth)(-\d+-of-\d+.*)?")
 """Folders of no normals to train on; also as the shards of a split are named."""
@@ -136,26 +136,54 @@ class TestSet:
         return len(self.keys)
 
 
-def categories(data_uri: str) -> list[str]:
-    """Names of the folders that hold normal images, sorted.
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What stands below the folder of a dataset; archives are not opened.
+
+    Attributes:
+        categories: names of folders that hold normal images, sorted.
+        misnamed: names of such folders that cannot be a category's.
+        without: names of folders that hold no normal image.
+    """
+
+    categories: list[str]
+    misnamed: list[str]
+    without: list[str]
+
+
+def survey(data_uri: str) -> Survey:
+    """Every folder of a dataset, so that none is passed over in silence.
 
     Raises:
         DataError: no such folder, or no category in it.
     """
     if not is_there(data_uri):
         raise DataError(f"no folder {data_uri}; {_LAYOUT}; check the path")
-    paths = [_parts(ref) for ref in list_tree(data_uri)]
+    paths = [tuple(path.split("/")) for path in outline(data_uri)]
     if any(parts[:-1] == ("train", "good") for parts in paths):
         raise DataError(f"{data_uri} is one category (it has train/good); expected the folder "
                         "that holds the category folders; give its parent")
     found = {parts[0] for parts in paths if _may_be_normal(parts[1:])}
-    names = sorted(name for name in found if NAME_PATTERN.fullmatch(name))
+    folders = {parts[0] for parts in paths if len(parts) > 1}
+    if exists_dir(data_uri):
+        folders |= {name for name in list_dirs(data_uri) if not name.startswith(".")}
+    names = {name for name in found if NAME_PATTERN.fullmatch(name)}
     if not names:
         bad = next(iter(sorted(found)), None)
         what = "no category" if bad is None else f"no category with a usable name, only {bad!r},"
         raise DataError(f"{what} in {data_uri}; {_LAYOUT}; give the folder that holds the "
                         "category folders, named with letters, digits, '.', '_' or '-'")
-    return names
+    return Survey(categories=sorted(names), misnamed=sorted(found - names),
+                  without=sorted(folders - found))
+
+
+def categories(data_uri: str) -> list[str]:
+    """Names of the folders that hold normal images, sorted.
+
+    Raises:
+        DataError: as `survey`.
+    """
+    return survey(data_uri).categories
 
 
 def normal_images(data_uri: str, category: str) -> list[ImageRef]:

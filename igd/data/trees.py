@@ -81,10 +81,21 @@ def list_tree(uri: str) -> list[ImageRef]:
     places = [uri] if exists_dir(uri) else []
     places += [place for place in (uri, *_archives(uri)) if not exists_dir(place) and stat(place)]
     found = [ref for place in places for ref in _refs(place)]
-    return sorted((ref for ref in found
-                   if (ref.key.lower().endswith(EXTENSIONS) or ref.member.kind == "parquet")
-                   and not any(part.startswith(".") for part in ref.key.split("/"))),
-                  key=lambda ref: ref.key)
+    return sorted((ref for ref in found if _is_image(ref.key) or (
+        ref.member.kind == "parquet" and not _is_hidden(ref.key))), key=lambda ref: ref.key)
+
+
+def outline(data_uri: str) -> list[str]:
+    """Paths of a dataset's images, sorted; an archive below a folder is not opened: `bottle/*`.
+
+    Raises:
+        DataError: the dataset is itself an archive, and a damaged one.
+    """
+    if not exists_dir(data_uri):
+        return [ref.key for ref in list_tree(data_uri)]
+    return sorted(posixpath.splitext(key)[0] + "/*" if is_archive(entry) else key
+                  for entry in list_inputs(data_uri) for key in [_escaped(entry.key)]
+                  if _is_image(key) or (is_archive(entry) and not _is_hidden(key)))
 
 
 def below(refs: Sequence[ImageRef], folder: str) -> list[ImageRef]:
@@ -129,6 +140,14 @@ def read_image(ref: ImageRef, config: ImageConfig) -> tuple[NDArray[np.uint8], s
     return found
 
 
+def _is_image(key: str) -> bool:
+    return key.lower().endswith(EXTENSIONS) and not _is_hidden(key)
+
+
+def _is_hidden(key: str) -> bool:
+    return any(part.startswith(".") for part in key.split("/"))
+
+
 def _archives(uri: str) -> list[str]:
     return [uri.rstrip("/") + case(suffix) for suffix in ARCHIVE_SUFFIXES
             for case in (str.lower, str.upper)]
@@ -154,10 +173,12 @@ def _members(archive: str, version: str) -> tuple[tuple[str, Member], ...]:
     """Names and members of one version of an archive: that of many categories is walked once."""
     ends: list[SourceRecord] = []
     found = tuple(scan(archive, ends.append))
+    if ends[0].status == SourceStatus.SCHEMA:
+        raise DataError(f"{archive} has {ends[0].detail}; name the column so, or move the file "
+                        "out of the dataset")
     if ends[0].status != SourceStatus.COMPLETE:
         raise DataError(f"archive {archive} is {ends[0].status} ({ends[0].detail}); expected a "
-                        "whole tar or zip, or a Parquet file with one column of images; copy it "
-                        "again")
+                        "whole tar, zip or Parquet file; copy it again")
     return found
 
 

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -44,6 +46,26 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_category_is_a_folder_with_normals_in_any_of_the_layouts(tree: Path) -> None:
     assert datasets.categories(str(tree)) == ["nested", "nut", "plain"]
+
+
+def test_no_folder_is_passed_over_in_silence(tree: Path) -> None:
+    picture(tree / "my part ü" / "0.png")
+    picture(tree / "unsorted" / "test" / "bent" / "0.png")
+    picture(tree / ".cache" / "0.png")
+    picture(tree / "loose.png")
+    found = datasets.survey(str(tree))
+    assert found.categories == ["nested", "nut", "plain"]
+    assert found.misnamed == ["my part ü"] and found.without == ["empty", "unsorted"]
+
+
+def test_a_damaged_archive_or_a_foreign_table_costs_its_own_category_alone(tree: Path) -> None:
+    (tree / "cut.tar").write_bytes(b"no archive")
+    pq.write_table(pa.table({"label": [1]}), tree / "labels.parquet")
+    assert datasets.categories(str(tree)) == ["cut", "labels", "nested", "nut", "plain"]
+    assert len(datasets.normal_images(str(tree), "nut")) == 5
+    for name, expected in (("cut", "copy it again"), ("labels", "out of the dataset")):
+        with pytest.raises(DataError, match=expected):
+            datasets.normal_images(str(tree), name)
 
 
 def test_a_plain_folder_may_have_sub_folders_but_no_test_image_is_trained_on(

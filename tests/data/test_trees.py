@@ -137,7 +137,7 @@ def test_rows_need_no_extension_and_splits_of_test_images_are_not_trained_on(
 
 def test_a_parquet_file_of_other_columns_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"front": [b"x"], "back": [b"y"]}), tmp_path / "part.parquet")
-    with pytest.raises(DataError, match=r"part.parquet is schema \(2 columns .*expected a whole"):
+    with pytest.raises(DataError, match=r"part.parquet has 2 columns .*expected one column"):
         normal_images(str(tmp_path), "part")
 
 
