@@ -246,6 +246,9 @@ def test_models_are_promoted_rolled_back_and_verified(tiny_models, tmp_path, fai
     (tmp_path / "weave" / "next" / "weights.safetensors").write_bytes(b"")
     assert "\nDAMAGED weave/next: " in answers(3, "models", "verify", "weave", *to)
     assert "no category 'screw'" in fails(2, "models", "verify", "screw", *to)
+    (tmp_path / "weave" / first / "bundle.json").write_text("{")
+    listed = answers(0, "models", "list", *to)
+    assert re.search(rf"^\* weave +{first} .*damaged: .*\n +since 20", listed, re.M), listed
     assert "no models" in fails(2, "models", "verify", "--models", tmp_path / "none")
 
 

@@ -130,7 +130,7 @@ def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: in
                         ray_address: str | None, html: str | None,
                         json_file: Path | None) -> None:
     from igd import storage
-    from igd.data.oneclass import CLASS_NAMES, Dataset
+    from igd.data.oneclass import CLASS_NAMES, Dataset, load
     from igd.pipelines.cluster import connected
     from igd.pipelines.oneclass import protocol_config, run_protocol
     from igd.report.protocol import render_protocol
@@ -142,7 +142,9 @@ def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: in
     dataset: Dataset = protocol
     labels = [_label(name, CLASS_NAMES[dataset])
               for name in names_of(classes) or CLASS_NAMES[dataset]]
-    protocol_config(preset or "small", "igd", settings)  # refused before a cluster is started
+    # refused before a cluster is started
+    protocol_config(preset or "small", "igd", settings)
+    load(dataset, storage.canonical(data))
     with connected(ray_address) as resources:
         chosen = preset or ("paper" if resources.gpus else "small")
         print(f"{dataset}, preset {chosen}: {len(labels)} classes, {seeds * ensemble} models each"

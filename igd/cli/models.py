@@ -16,6 +16,8 @@ from igd.errors import ConfigError, ModelError
 def models_list(models: Models) -> None:
     """List every category's versions; `*` marks the one in production, with since when and why.
 
+    No weights are read: `igd-ray models verify` does that.
+
     Example: `igd-ray models list --models ./models`
     """
     from igd import registry
@@ -25,16 +27,16 @@ def models_list(models: Models) -> None:
     for name in registry.category_folders(models):
         current = registry.in_use(models, name)
         for version in registry.list_versions(models, name):
+            used = current is not None and version == current.version
             try:
                 document = registry.describe(models, name, version)
+                known = document["training"]
+                told = [document["config"]["preset"], known["images"],
+                        f"{known['smallest_alpha']:.4f}"]
+                problem = ""
             except ModelError as error:
-                lines.append(row.format("", name, version, "-", "-", "-") + f"  damaged: {error}")
-                continue
-            known = document["training"]
-            used = current is not None and version == current.version
-            lines.append(row.format("*" if used else "", name, version,
-                                    document["config"]["preset"], known["images"],
-                                    f"{known['smallest_alpha']:.4f}"))
+                told, problem = ["-"] * 3, f"  damaged: {error}"
+            lines.append(row.format("*" if used else "", name, version, *told) + problem)
             if current is not None and used:
                 lines.append(f"    since {current.at}: {current.why or 'it is not known why'}")
     if len(lines) == 1:
