@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -321,3 +322,21 @@ def test_train_all_tells_machines_and_people_and_goes_on(tiny_data, tmp_path) ->
     again = run(*words, timeout_s=120)
     assert again.returncode == 3 and "finished before: weave (fast)" in again.stdout
     assert "1 had it before" in again.stdout
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_training_told_to_stop_says_how_it_goes_on(tiny_data, tmp_path, sign, code) -> None:
+    models = tmp_path / "models"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "igd.cli", "train-all", str(tiny_data), "--categories", "weave",
+         "--models", str(models), "--preset", "small", "--set", "net.width=1", "--set",
+         "train.epochs=10000", "--set", "distill.iterations=1", "--checkpoint-every", "0"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(models.glob("_training/**/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sign)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "run the same command again" in said and "Traceback" not in said

@@ -21,15 +21,23 @@ __all__ = ["app", "data", "evaluate", "main", "models", "plan", "score", "serve"
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt  # of a SystemExit within a call of Ray the code would be lost
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(standalone_mode=False) or 0  # an exit code, where a command raised Exit
+        if code == 130:  # what Typer makes of an interrupt
+            raise KeyboardInterrupt
     except IgdError as error:
         say(f"igd-ray: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         say("igd-ray: interrupted; run the same command again to go on")
-        code = 130
+        code = 143 if terminated else 130
     except typer.TyperException as error:
         error.show()  # type: ignore[attr-defined]
         code = error.exit_code
