@@ -30,6 +30,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from igd import registry
+from igd.cli.output import commit
 from igd.config import preset_config
 from igd.data.synthetic import generate
 from igd.pipelines.category import CategoryTask, train_category
@@ -68,7 +69,7 @@ def main() -> None:
                 found["problems"] += problems(f"{work}/undisturbed", models)
                 rounds.append({"round": number, "kind": kind, **found})
                 print(rounds[-1], flush=True)
-    document = {"trainer": options.trainer, "rounds": rounds,
+    document = {"commit": commit(), "trainer": options.trainer, "rounds": rounds,
                 "problems": sum(len(found["problems"]) for found in rounds)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")

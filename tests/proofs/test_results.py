@@ -17,4 +17,3 @@ def test_no_kill_cost_a_category_a_version_or_a_bit(name: str, rounds: int) -> N
     assert all(kinds.count(kind) >= rounds for kind in ("worker", "node", "driver"))
     assert all(found["problems"] == [] and found["exit_codes"][-1] == 0
                for found in document["rounds"])
-    assert not document["commit"].endswith("-dirty")
