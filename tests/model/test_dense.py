@@ -11,6 +11,7 @@ from igd.config import Config, preset_config
 from igd.data.products import CATEGORIES
 from igd.data.synthetic import render
 from igd.errors import DivergedError, NotFittedError
+from igd.model import dense
 from igd.model.dense import (
     POOLED_SIZE,
     DenseGaussian,
@@ -57,6 +58,13 @@ def mahalanobis(residual: NDArray[np.float64], covariance: NDArray[np.float64]) 
     return float(np.sqrt(residual @ np.linalg.inv(covariance) @ residual))
 
 
+@pytest.fixture(params=[1, dense.PART_BYTES], ids=["an image at a time", "all at once"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of the features a fit holds; nothing depends on it."""
+    monkeypatch.setattr(dense, "PART_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("parts")
 def test_distances_are_mahalanobis_with_the_covariance_of_method(normals: torch.Tensor) -> None:
     features = extract(load_teacher(), normals)
     new = extract(load_teacher(), pictures("weave", 2, first=100))
@@ -80,6 +88,7 @@ def test_distances_are_mahalanobis_with_the_covariance_of_method(normals: torch.
         assert pooled_N[n].item() == pytest.approx(mahalanobis(residual, covariance), 1e-4)
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("isotropic", [False, True])
 @pytest.mark.parametrize("shared", [False, True])

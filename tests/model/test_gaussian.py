@@ -21,6 +21,21 @@ def test_fit_takes_the_mean_and_half_the_total_variance():
     assert gaussian.distance(z).tolist() == pytest.approx([0.4, 0.4, 3.6, 3.6])
 
 
+@pytest.mark.parametrize("sizes", [(1, 40), (40, 1), (7, 1, 20, 13)])
+def test_moments_do_not_depend_on_the_parts_they_are_joined_from(sizes):
+    z = 1e3 + torch.randn(41, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+                          ) * torch.linspace(1, 9, 41, dtype=torch.float64)[:, None]
+    gaussian, ball = Gaussian(3).double(), Gaussian(3).double()
+    gaussian.fit(torch.split(z, sizes), 0.5)
+    ball.fit_sphere(torch.split(z, sizes), 0.25)
+    mu_D = z.mean(0)
+    for fitted_D in (gaussian.mu_D, ball.mu_D):
+        torch.testing.assert_close(fitted_D, mu_D, rtol=1e-13, atol=0)
+    square_N = (z - mu_D).square().sum(1)
+    assert gaussian.sigma2.item() == pytest.approx(0.5 * square_N.mean().item(), rel=1e-12)
+    assert ball.sigma2.item() == pytest.approx(square_N.quantile(0.75).item(), rel=1e-12)
+
+
 def test_total_variance_is_bounded_below_by_one():
     z = torch.tensor([[0.1, 0.0], [-0.1, 0.0]])
     assert fitted(z).sigma2.item() == 1.0
