@@ -11,6 +11,7 @@ from igd.model.dense import DenseGaussian, extract
 from igd.model.groups import alone, folds
 from igd.model.scored import Scored
 from igd.registry import load_teacher
+from igd.train import calibrate
 from igd.train.calibrate import (
     Calibration,
     fit_dense,
@@ -196,7 +197,9 @@ class Fixed(torch.nn.Module):
                       image_NCHW[:, 0].float())
 
 
-def test_held_out_normals_keep_their_indices() -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 75])
+def test_held_out_normals_keep_their_indices(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "CHUNK", chunk)
     images = torch.arange(1, 4, dtype=torch.uint8)[:, None, None, None].expand(3, 3, 2, 2)
     calibration = score_held_out(Fixed(), images, torch.tensor([5, 0, 9]))
     assert calibration.index_M.tolist() == [5, 0, 9]

@@ -7,6 +7,7 @@ from igd.config import TrainConfig, preset_config
 from igd.errors import NotFittedError
 from igd.model.igd import DATA_RANGE, IGD
 from igd.model.losses import reconstruction_loss
+from igd.train import step
 from igd.train.inputs import Inputs
 from igd.train.step import MStep, draw_alpha, e_step
 
@@ -56,6 +57,20 @@ def test_e_step_fits_the_map_with_the_new_statistics(inputs):
     before = branch.gaussian.mu_D.clone()
     e_step(inputs, every, TRAIN, measured=every)
     torch.testing.assert_close(branch.gaussian.mu_D, before)
+
+
+@pytest.mark.parametrize("descriptor", ["gsvdd", "dsvdd"])
+def test_e_step_takes_every_input_however_few_are_held(inputs, monkeypatch, descriptor):
+    train, every = TrainConfig(lr=1e-3, descriptor=descriptor), torch.arange(inputs.total)
+    e_step(inputs, every, train, measured=every)
+    whole = [t.clone() for t in (inputs.branch.gaussian.mu_D, inputs.branch.gaussian.sigma2)]
+    monkeypatch.setattr(step, "CHUNK", 3)
+    monkeypatch.setattr(step, "PART", 7)
+    inputs.branch.gaussian.sigma2.zero_()  # a sphere's centre is taken once
+    e_step(inputs, every, train, measured=every)
+    for now, before in zip((inputs.branch.gaussian.mu_D, inputs.branch.gaussian.sigma2), whole,
+                           strict=True):
+        torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-5)
 
 
 def test_e_step_leaves_fixed_batch_norm_alone():
