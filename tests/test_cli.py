@@ -104,6 +104,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "no category 'screw'": ["train", "screw", tiny_data, *to],
         "category 'empty'": ["train", "empty", few, *to],
         "lies inside DATA": ["train", "weave", tiny_data, "--models", tiny_data / "models"],
+        f"--models {tiny_data} lies inside DATA": ["train", "weave", tiny_data, "--models",
+                                                   tiny_data],
         "no folder": ["train-all", tmp_path / "missing", *to],
         "has 3 normal images": ["train", "weave", few, *to],
         "unknown config key train.epoch ": ["train", "weave", tiny_data, *to, "--set",

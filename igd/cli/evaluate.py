@@ -144,7 +144,7 @@ def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: in
               for name in names_of(classes) or CLASS_NAMES[dataset]]
     # refused before a cluster is started
     protocol_config(preset or "small", "igd", settings)
-    load(dataset, storage.canonical(data))
+    images = load(dataset, storage.canonical(data))
     with connected(ray_address) as resources:
         chosen = preset or ("paper" if resources.gpus else "small")
         print(f"{dataset}, preset {chosen}: {len(labels)} classes, {seeds * ensemble} models each"
@@ -157,7 +157,7 @@ def _evaluate_one_class(data: str, protocol: str, classes: str | None, seeds: in
 
         result = run_protocol(dataset, storage.canonical(data), resources, labels=labels,
                               preset=chosen, settings=settings, seeds=seeds, ensemble=ensemble,
-                              ablation=ablation, seed=seed, finished=finished)
+                              ablation=ablation, seed=seed, data=images, finished=finished)
     print("\n".join(protocol_lines(result)))
     write_json(json_file, {**result.document(), "commit": commit(), "data": data,
                             "version": __version__})

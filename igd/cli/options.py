@@ -72,7 +72,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_oka
                                                help="Also write the result as JSON.")]
 
 
-def size_of(text: str | None, option: str) -> int | None:
+def bytes_of(text: str | None, option: str) -> int | None:
     """Bytes of `512MiB`, `4GiB`, ...; None of None.
 
     Raises:

@@ -24,7 +24,7 @@ from igd.cli.options import (
     ScratchOption,
     Seed,
     SetOption,
-    size_of,
+    bytes_of,
 )
 from igd.cli.output import commit, names_of
 from igd.errors import ConfigError
@@ -56,7 +56,7 @@ def train(
     from igd.pipelines.train_all import Queue
 
     _check_enough(category, data, preset_config(preset or "fast", settings or [], seed=seed))
-    queue = Queue(memory_per_model=size_of(memory_per_model, "--memory-per-model"))
+    queue = Queue(memory_per_model=bytes_of(memory_per_model, "--memory-per-model"))
     outcomes = _train([category], data, models, preset, settings or [], seed, queue, ray_address,
                       retrain=retrain, scratch=scratch)
     if outcomes[0].exit_code:
@@ -126,7 +126,7 @@ def train_all(
     queue = Queue(gpus_per_model=gpus_per_model, cpus_per_model=cpus_per_model,
                   workers_per_model=workers_per_model, at_once=at_once, retries=retries,
                   stall_s=60 * stall_minutes,
-                  memory_per_model=size_of(memory_per_model, "--memory-per-model"),
+                  memory_per_model=bytes_of(memory_per_model, "--memory-per-model"),
                   trainer=trainer)  # type: ignore[arg-type]  # Queue checks it
     settings = [*(settings or []),
                 *([f"calibration.min_images={min_images}"] if min_images else []),
@@ -159,7 +159,7 @@ def _train(names: list[str], data: str, models: str, preset: str | None, setting
     if promote not in POLICIES:
         raise ConfigError(f"--promote {promote!r}: expected {', '.join(POLICIES)}")
     preset_config(preset or "fast", settings, seed=seed)  # refused before a cluster is started
-    if storage.canonical(models).startswith(f"{storage.canonical(data)}/"):
+    if storage.is_inside(models, data) or storage.canonical(models) == storage.canonical(data):
         raise ConfigError(f"--models {models} lies inside DATA {data}; its files would count as "
                           "categories; choose a place outside")
     _check_known(names, data)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.data import DataContext
 from ray.exceptions import RayError
 
 from igd.errors import IgdError, StorageError
@@ -93,6 +94,14 @@ def connected(address: str | None = None) -> Iterator[Resources]:
             yield _resources()
         finally:
             ray.shutdown()
+
+
+def quiet_data() -> None:
+    """Makes Ray Data leave progress to us and pass on our exceptions, so that exit codes hold."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def own_error(error: BaseException) -> IgdError | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from igd.config import ImageConfig
 from igd.data.datasets import Prepared, read_prepared
 from igd.data.trees import ImageRef
 from igd.errors import ImageError, StorageError
-from igd.pipelines.cluster import own_error
+from igd.pipelines.cluster import own_error, quiet_data
 
 BLOCK_BYTES = 16 << 20
 """Decoded images of a block, on their way from a reader to the training."""
@@ -40,10 +39,7 @@ def stream_prepared(refs: Sequence[ImageRef],
     Raises:
         StorageError: the cluster failed.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # we say it ourselves
+    quiet_data()
     source = ImageSource(refs, config)
     readers = 1 + int(ray.available_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
     try:

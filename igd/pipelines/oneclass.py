@@ -135,7 +135,7 @@ def run_case(case: Case) -> CaseResult:
 
 def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Sequence[int],
                  preset: str, settings: Sequence[str] = (), seeds: int = 1, ensemble: int = 1,
-                 ablation: bool = False, seed: int = 0,
+                 ablation: bool = False, seed: int = 0, data: LabelledImages | None = None,
                  finished: Callable[[int, int, str], None] = lambda done, of, text: None,
                  ) -> ProtocolResult:
     """Trains and judges every class, `seeds` times an ensemble of so many models.
@@ -147,13 +147,14 @@ def run_protocol(dataset: Dataset, uri: str, resources: Resources, *, labels: Se
         resources: of the cluster that is connected.
         ablation: all rows of `ABLATION`, and not only the whole method.
         seed: of the first model; those of the others follow.
+        data: the dataset, where the caller has read it already.
         finished: told how many of how many tasks are done, and of the last in a few words.
 
     Raises:
         DataError: a damaged dataset, or a class of it that cannot be trained or judged.
     """
     began = time.monotonic()
-    data = load(dataset, uri)  # on the driver: a damaged file is found before anything starts
+    data = data or load(dataset, uri)  # here: a damaged file is found before anything starts
     for label in labels:
         check_class(data, label, uri)
     rows = list(ABLATION) if ablation else [IGD]

@@ -85,7 +85,7 @@ def inputs(sources: Sequence[str], *, models: str, routing: Routing,
     canonical = tuple(dict.fromkeys(storage.canonical(source) for source in sources))
     for inner in canonical:
         for outer in canonical:
-            if inner.startswith(outer + "/"):
+            if storage.is_inside(inner, outer):
                 raise ConfigError(f"source {inner} lies inside source {outer}; its images would "
                                   "count twice")
     _refuse_inside("--models", models, canonical)
@@ -183,7 +183,7 @@ def next_run(wanted: Request, after: Run | None) -> Run:
 
 def _refuse_inside(option: str, place: str, sources: Sequence[str]) -> None:
     for source in sources:
-        if storage.canonical(place).startswith(source + "/"):
+        if storage.is_inside(place, source):
             raise ConfigError(f"{option} {place} lies inside source {source}; its files would "
                               "count as images; choose a place outside")
 

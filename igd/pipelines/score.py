@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from ray.exceptions import RayError
 
 from igd import tables
 from igd.errors import StorageError
-from igd.pipelines.cluster import connected, own_error
+from igd.pipelines.cluster import connected, own_error, quiet_data
 from igd.pipelines.plan import (
     SHARD_MEMBERS,
     any_bad,
@@ -180,10 +179,7 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict
 
 
 def _stream(run_at: str, todo: list[int], scorers: int) -> Iterator[tuple[int, int]]:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # ours, so that exit codes hold
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # we say it ourselves
+    quiet_data()
     dataset = ray.data.read_datasource(
         ShardSource(run_at, todo), override_num_blocks=len(todo), num_cpus=READ_CPUS)
     scored = dataset.map_batches(

@@ -21,7 +21,8 @@ from igd.storage import local
 from igd.storage.entry import Entry
 
 __all__ = ["Entry", "abort_uploads", "canonical", "delete", "delta_location", "exists_dir",
-           "is_local", "join", "list_dirs", "list_objects", "local_path", "put_if_absent",
+           "is_inside", "is_local",
+           "join", "list_dirs", "list_objects", "local_path", "put_if_absent",
            "read_bytes", "read_range", "stat", "train_location", "write_bytes"]
 
 CREATE_ATTEMPTS = 4
@@ -60,6 +61,11 @@ def stat(uri: str) -> Entry | None:
     """The object at exactly this URI, or None (also for a directory or prefix)."""
     entry: Entry | None = _backend(uri).stat(uri)
     return entry
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether a URI is below a folder or prefix, whatever there is."""
+    return canonical(uri).startswith(canonical(folder) + "/")
 
 
 def exists_dir(uri: str) -> bool:

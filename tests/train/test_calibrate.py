@@ -189,11 +189,11 @@ def test_near_duplicates_stand_on_one_side_of_every_split(normals: torch.Tensor)
 
 
 class Fixed(torch.nn.Module):
-    """Scores image i as its first pixel."""
+    """Scores an image as its first pixel; a black one has no score."""
 
     def forward(self, image_NCHW: torch.Tensor) -> Scored:
         score_N = image_NCHW[:, 0, 0, 0].double()
-        return Scored({"local_gsvdd": score_N}, score_N / score_N.min(),
+        return Scored({"local_gsvdd": score_N}, score_N.square() / score_N,
                       image_NCHW[:, 0].float())
 
 
