@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,11 +26,20 @@ from igd.cli.options import (
     Sources,
     UnknownCategory,
 )
-from igd.cli.output import EVERY_S, Counting, date_of, one_of, say, warn_of_listing, write_json
+from igd.cli.output import (
+    EVERY_S,
+    Counting,
+    date_of,
+    one_of,
+    say,
+    size_of,
+    warn_of_listing,
+    write_json,
+)
 from igd.errors import IgdError
 
 if TYPE_CHECKING:
-    from igd.pipelines.score import Progress
+    from igd.pipelines.meter import Progress
 
 
 @app.command()
@@ -121,31 +131,55 @@ def report(
 
 
 class _ProgressLines:
-    """One line per stage and, while scoring, per few seconds."""
+    """One line per stage and, while listing and scoring, per few seconds.
+
+    Planning may go on while the first images are scored; it is told in their lines then.
+    """
 
     def __init__(self) -> None:
         self._listed = Counting("plan: {} images listed")
         self._stage = ""
-        self._began = self._last = 0.0
-        self._first = 0
+        self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.stage != self._stage:
-            self._stage, self._began, self._first = progress.stage, now, progress.done
-            say(f"{progress.stage}: {progress.total} images" if progress.total
-                 else f"{progress.stage} ...")
-        elif progress.stage == "plan":
+        if progress.stage == "plan" and self._stage in ("", "plan"):
             self._listed(progress.done)
-            return
-        elif now - self._last < EVERY_S and progress.done != progress.total:
+        elif progress.stage == "score":
+            self._score(progress)
+        if progress.stage not in ("plan", "score") or not self._stage:
+            say(f"{progress.stage}: {progress.total} images" if progress.total
+                else f"{progress.stage} ...")
+        if progress.stage != "plan" or not self._stage:
+            self._stage = progress.stage
+
+    def _score(self, progress: Progress) -> None:
+        now = time.monotonic()
+        last_one = progress.done == progress.total and not progress.planning
+        if now - self._last < EVERY_S and not last_one:
             return
         self._last = now
-        if progress.total and progress.done > self._first:
-            rate = (progress.done - self._first) / max(now - self._began, 1e-9)
-            left = (progress.total - progress.done) / rate
-            say(f"{progress.stage}: {progress.done}/{progress.total} images, {rate:.1f} "
-                 f"images/s, {progress.rejected} rejected, {left:.0f} s left")
+        total = f"{progress.total} so far" if progress.planning else f"{progress.total}"
+        say(f"score: {progress.done}/{total} images{_rates(progress)}"
+            f"{_reasons(progress.rejected)}")
+
+
+def _rates(progress: Progress) -> str:
+    if progress.images_per_s is None:
+        return ""
+    parts = [f"{progress.images_per_s:.1f} images/s",
+             f"{size_of(progress.bytes_per_s or 0)}/s",
+             f"scorers {progress.busy or 0:.0%} busy",
+             f"{progress.waiting or 0:.1f} shards waiting"]
+    if progress.left_s is not None:
+        parts.append(f"{progress.left_s:.0f} s left")
+    return "".join(f", {part}" for part in parts)
+
+
+def _reasons(rejected: Mapping[str, int]) -> str:
+    if not rejected:
+        return ""
+    counts = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
+    return f", rejected {counts}"
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

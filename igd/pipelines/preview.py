@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date as Date
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from igd import tables
 from igd.data.members import Member
-from igd.pipelines.plan import SHARD_MEMBERS, Sharder, any_bad, list_members, odd_sources
+from igd.pipelines.listing import Listing
+from igd.pipelines.parts import SHARD_MEMBERS, chunks, packed, shards_of
+from igd.pipelines.plan import any_bad, odd_sources
 from igd.pipelines.run import Inputs
 
 
@@ -32,24 +34,27 @@ def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
         asked for.
 
     Raises:
-        IgdError: as `igd.pipelines.plan.list_members`, which see.
+        IgdError: as `igd.pipelines.listing.Listing`, which see.
     """
     known = None
     if published is not None:
         tables.check_output(published[0])
         known = _published_ids(*published)
     tally = _Tally(known)
-    shards = Sharder(tally.add, shard_members)
-    found = list_members(wanted, shards, unknown_category=unknown_category, progress=progress)
+    found = Listing(wanted, unknown_category=unknown_category)
+    for chunk in chunks(found.members(progress)):
+        for category, members in shards_of(chunk, shard_members):
+            tally.add(category, members)
     records = [dataclasses.asdict(record) for record in found.records]
+    models = found.models.all()
     return {
         "sources": records, "odd_sources": odd_sources(records),
-        "members": shards.members, "bytes": tally.bytes, "shards": shards.shards,
-        "categories": {category: {"images": count, **_model(found.bundles.get(category))}
-                       for category, count in sorted(shards.counts.items())},
+        "members": sum(tally.counts.values()), "bytes": tally.bytes, "shards": tally.shards,
+        "categories": {category: {"images": count, **_model(models.get(category))}
+                       for category, count in sorted(tally.counts.items())},
         "rejected": {reason: {"images": count, "first": tally.examples[reason]}
                      for reason, count in sorted(tally.rejected.items())},
-        "unknown_categories": found.unknown, "selection": wanted.selection.describe(),
+        "unknown_categories": found.models.unknown(), "selection": wanted.selection.describe(),
         "left_out": found.picker.left_out, "unmatched": found.unmatched,
         "limit_reached": found.picker.full,
         "published": None if known is None else len(known), "new": tally.new,
@@ -61,13 +66,16 @@ class _Tally:
     """Takes shards as they close and keeps counts."""
 
     def __init__(self, known: NDArray[np.bytes_] | None) -> None:
-        self.bytes = 0
+        self.bytes = self.shards = 0
+        self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.new: int | None = None if known is None else 0
         self._known = known
 
-    def add(self, shard: int, category: str, members: list[Member]) -> None:
+    def add(self, category: str, members: list[Member]) -> None:
+        self.shards += 1
+        self.counts[category] += len(members)
         for member in members:
             self.bytes += member.span if member.reject_reason is None else 0
             if member.reject_reason is not None:
@@ -75,7 +83,7 @@ class _Tally:
                 self.examples.setdefault(member.reject_reason, " ".join(
                     filter(None, (member.source_uri, member.name))))
         if self.new is not None and self._known is not None:
-            ids = _packed(member.image_id for member in members)
+            ids = packed(member.image_id for member in members)
             at = np.searchsorted(self._known, ids)
             there = at < len(self._known)
             self.new += len(ids) - int((self._known[at[there]] == ids[there]).sum())
@@ -83,14 +91,10 @@ class _Tally:
 
 def _published_ids(out: str, date: Date) -> NDArray[np.bytes_]:
     """Sorted ids of a date's published images, 16 bytes each."""
-    parts = [_packed(tables.read(out, "scores", date, columns=["image_id"], files=[file])
+    parts = [packed(tables.read(out, "scores", date, columns=["image_id"], files=[file])
                      ["image_id"].to_pylist())
              for file in tables.live_files(out, "scores", date)]
-    return np.unique(np.concatenate([_packed([]), *parts]))
-
-
-def _packed(ids: Iterable[str]) -> NDArray[np.bytes_]:
-    return np.array([bytes.fromhex(image_id) for image_id in ids], "S16")
+    return np.unique(np.concatenate([packed([]), *parts]))
 
 
 def _model(bundle: dict[str, Any] | None) -> dict[str, Any]:

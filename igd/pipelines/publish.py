@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from igd import tables
 from igd.errors import ObjectMissingError, RunHeldError
+from igd.pipelines.parts import packed
 from igd.pipelines.plan import shard_rows
 from igd.pipelines.run import Run
 from igd.pipelines.shards import read_scored
@@ -35,12 +36,12 @@ def audit(run: Run, plan: dict[str, Any], records: dict[int, Record]) -> None:
         raise RunHeldError(f"run {run.run_id} is held: {len(missing)} of {plan['shards']} shards "
                            f"are not finished (first: {missing[0]}); run the command again")
     problems: list[str] = []
-    ids: list[str] = []
+    ids = [packed(())]
     for shard in range(plan["shards"]):
         planned = shard_rows(run.at(), plan, shard)["image_id"].to_pylist()
-        ids.extend(planned)
+        ids.append(packed(planned))
         problems.extend(_shard_problems(run, records[shard], planned))
-    if len(np.unique(np.array(ids, "S32"))) != plan["members"]:
+    if len(np.unique(np.concatenate(ids))) != plan["members"]:
         problems.append(f"{plan['members']} members were planned, under fewer distinct ids")
     if problems:
         raise RunHeldError(f"run {run.run_id} is held, nothing was published: "

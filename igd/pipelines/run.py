@@ -1,7 +1,8 @@
 """A batch run: what was asked for, where its state lives, and whether it is published.
 
-    <out>/runs/<run_id>/plan.json                   frozen by put-if-absent
-                       /plan/<attempt>/<n>.parquet  members, a row group per shard
+    <out>/runs/<run_id>/plan/<n>-<uuid>.parquet     members, a row group per shard
+                       /plan/<n>.json               put-if-absent: the part of the plan that counts
+                       /plan.json                   put-if-absent: the whole plan
                        /shards/<n>-<uuid>.parquet   score rows
                        /done/<n>.json               put-if-absent: the shard file that counts
                        /lease.json                  written anew by whoever goes on with it
@@ -136,6 +137,11 @@ class Run:
     def create_json(self, name: str, document: dict[str, Any]) -> bool:
         return storage.put_if_absent(self.at(name), to_json(document))
 
+    def is_planned(self) -> bool:
+        """Whether a part of its plan is frozen, or all of it (which may hold no image)."""
+        return any(storage.stat(self.at(*name)) is not None
+                   for name in (("plan.json",), ("plan", "000000.json")))
+
     def hold(self) -> bool:
         """Says that this run is alive; False where `gc` has taken it for dead and removed it.
 
@@ -158,14 +164,14 @@ class Run:
 
 
 def latest(wanted: Request) -> Run | None:
-    """The newest generation of a request that has a frozen plan and was not removed by `gc`."""
+    """The newest generation of a request whose plan was begun and that `gc` did not remove."""
     stem = _stem(wanted)
     generations = [int(name.removeprefix(stem))
                    for name in storage.list_dirs(storage.join(wanted.out, "runs"))
                    if name.startswith(stem) and name.removeprefix(stem).isdigit()]
     for generation in sorted(generations, reverse=True):
         run = Run(request=wanted, generation=generation)
-        if storage.stat(run.at("plan.json")) is not None and not run.is_collected():
+        if run.is_planned() and not run.is_collected():
             return run
     return None
 

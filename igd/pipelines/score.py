@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
@@ -15,16 +18,18 @@ from ray.exceptions import RayError
 
 from igd import tables
 from igd.errors import StorageError
-from igd.pipelines.cluster import connected, own_error, quiet_data
+from igd.pipelines.cluster import Resources, connected, own_error, quiet_data
+from igd.pipelines.meter import Clock, Lap, Meter, Progress
+from igd.pipelines.parts import SHARD_MEMBERS, Part, frozen_parts, plan_parts, plan_so_far
 from igd.pipelines.plan import (
-    SHARD_MEMBERS,
     any_bad,
-    load_plan,
-    make_plan,
+    load_part,
     odd_sources,
+    part_of,
     same_arithmetic,
     unchanged,
 )
+from igd.pipelines.planning import Planning
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run, latest, next_run
 from igd.pipelines.shards import (
@@ -37,61 +42,25 @@ from igd.pipelines.shards import (
 )
 
 READ_CPUS = 0.25
-RECORD = pa.schema([pa.field("shard", pa.int64()), pa.field("rows", pa.int64()),
-                    pa.field("rejected", pa.int64())])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is; handed to the caller as it goes.
-
-    Attributes:
-        stage: `plan`, `score`, `audit` or `publish`.
-        done, total: members; total is 0 while unknown.
-    """
-
-    stage: str
-    done: int
-    total: int
-    rejected: int = 0
-
-
-@dataclass(kw_only=True)
-class Clock:
-    """Seconds by stage, and the rate of scoring once the pool was warm."""
-
-    began: float = field(default_factory=time.monotonic)
-    stages: dict[str, float] = field(default_factory=dict)
-    steady_images_per_s: float | None = None
-    _shards: int = 0
-    _rows: int = 0
-    _warm: float = 0.0
-
-    def lap(self, stage: str) -> None:
-        so_far = sum(self.stages.values())
-        self.stages[stage] = round(time.monotonic() - self.began - so_far, 3)
-
-    def arrived(self, rows: int, scorers: int) -> None:
-        """Counts a finished shard; the rate is that after every scorer has finished one."""
-        now = time.monotonic()
-        self._shards += 1
-        if self._shards == scorers:
-            self._warm = now
-        elif self._shards > scorers:
-            self._rows += rows
-            self.steady_images_per_s = round(self._rows / max(now - self._warm, 1e-9), 2)
-
+LAP = pa.schema([
+    pa.field("shard", pa.int64()), pa.field("rows", pa.int64()), pa.field("bytes", pa.int64()),
+    pa.field("rejected", pa.map_(pa.string(), pa.int64())),
+    *(pa.field(f"{step}_s", pa.float64()) for step in ("read", "waited", "score", "write"))])
 
 Report = Callable[[Progress], None]
 
 
+def silent(progress: Progress) -> None:
+    """Nobody watches."""
+
+
 def score(wanted: Request, *, ray_address: str | None = None, shard_members: int = SHARD_MEMBERS,
           max_reject_share: float = 0.01, unknown_category: str = "reject",
-          report: Report = lambda progress: None) -> dict[str, Any]:
+          report: Report = silent) -> dict[str, Any]:
     """Runs a request to its end, from wherever an earlier attempt left it.
 
     Args:
-        unknown_category: `reject` images of categories without a model, or `error`: plan none.
+        unknown_category: `reject` images of categories without a model, or `error`: publish none.
 
     Returns:
         The summary, also written to the run's `summary.json`; `exit_code` says what is to be
@@ -100,76 +69,113 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     Raises:
         RunHeldError: the audit found the accounting wrong.
         LostRaceError: another run published meanwhile.
-        IgdError: of other kinds, before anything is written.
+        IgdError: of other kinds, before anything is published.
     """
-    clock = Clock()
+    clock, meter = Clock(), Meter()
     tables.check_output(wanted.out)
-    run, plan = _find_or_plan(wanted, shard_members, report, unknown_category)
-    already = run.is_live(plan)
+    run = _find_run(wanted, unknown_category)
+    plan = run.read_json("plan.json")
+    already = plan is not None and run.is_live(plan)
     earlier = run.read_json("summary.json")
     if already and earlier is not None and run.read_json("published.json") is not None:
         return {**earlier, "already_published": True, "exit_code": 0}
-    clock.lap("plan")
-    records = read_records(run.at())
+    before = read_records(run.at())
     if not already:
-        records = forget_lost(run.at(), plan, records)
-    todo = [n for n in range(plan["shards"]) if n not in records]
-    if todo and not already:
-        _score_shards(run, plan, todo, records, ray_address, report, clock)
-        records = read_records(run.at())
+        before = forget_lost(run, before)
+        plan = _plan_and_score(run, before, shard_members, unknown_category, ray_address,
+                               report, clock, meter)
+    assert plan is not None
+    records = {shard: record for shard, record in read_records(run.at()).items()
+               if shard < plan["shards"]}
     clock.lap("score")
-    report(Progress(stage="audit", done=0, total=plan["members"]))
+    report(Progress(stage="audit", total=plan["members"]))
     audit(run, plan, records)
     clock.lap("audit")
-    report(Progress(stage="publish", done=0, total=plan["members"]))
+    report(Progress(stage="publish", total=plan["members"]))
     ours = publish(run, plan, records)
     clock.lap("publish")
-    summary = _summary(run, plan, records, clock, max_reject_share, len(todo))
+    summary = _summary(run, plan, records, clock, meter, max_reject_share)
+    summary["shards_scored"] = len(records.keys() - before.keys())
     summary["already_published"] = not ours
     run.write_json("summary.json", summary)
     return summary
 
 
-def _find_or_plan(wanted: Request, shard_members: int, report: Report,
-                  unknown_category: str = "reject") -> tuple[Run, dict[str, Any]]:
-    """The run that this request continues, with its plan; a new generation where one is due."""
-    def planned(members: int) -> None:
-        report(Progress(stage="plan", done=members, total=0))
-
+def _find_run(wanted: Request, unknown_category: str = "reject") -> Run:
+    """The run that this request goes on with, held; a new generation where one is due."""
     while True:
         run = latest(wanted)
-        plan = run.read_json("plan.json") if run else None
-        if run is None or plan is None or not _stands(run, plan, unknown_category):
+        if run is None or not _stands(run, unknown_category):
             run = next_run(wanted, run)
-            plan = make_plan(run, shard_members=shard_members,
-                             unknown_category=unknown_category, progress=planned)
         if run.read_json("published.json") is not None or run.hold():
-            return run, plan
+            return run
 
 
-def _stands(run: Run, plan: dict[str, Any], unknown_category: str) -> bool:
+def _stands(run: Run, unknown_category: str) -> bool:
     """Whether a request's newest run is the one to go on with, or has nothing left to do."""
-    if unknown_category == "error" and plan["unknown_categories"]:
+    plan = run.read_json("plan.json")
+    begun = plan or plan_so_far(run, frozen_parts(run.at()))
+    if unknown_category == "error" and begun["unknown_categories"]:
         return False
-    if run.read_json("published.json") is None:
-        return same_arithmetic(plan)
+    if plan is None or run.read_json("published.json") is None:
+        return same_arithmetic(begun)
     return run.is_live(plan) and unchanged(run, plan)
 
 
-def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict[int, Any],
-                  ray_address: str | None, report: Report, clock: Clock) -> None:
-    """Ray Data: a read task per shard, a pool of scorers, a writer; shards finish in any order."""
-    done = sum(record["rows"] for record in records.values())
-    rejected = sum(sum(record["rejected"].values()) for record in records.values())
-    report(Progress(stage="score", done=done, total=plan["members"], rejected=rejected))
+def _plan_and_score(run: Run, records: dict[int, Any], shard_members: int, unknown_category: str,
+                    ray_address: str | None, report: Report, clock: Clock,
+                    meter: Meter) -> dict[str, Any]:
+    """Scores what is planned while the rest is being planned; returns the whole plan."""
+    report(Progress(stage="plan"))
+    seen = 0
+    with ExitStack() as stack:
+        connect = functools.cache(lambda: stack.enter_context(connected(ray_address)))
+        planning = stack.enter_context(
+            Planning(run, _parts(run, shard_members, unknown_category, report)))
+        whole = False
+        while not whole:
+            plan, whole = planning.beyond(seen)
+            clock.lap("plan")
+            todo = [shard for shard in range(seen, plan["shards"]) if shard not in records]
+            seen = plan["shards"]
+            if todo:
+                done = [records[shard] for shard in range(seen) if shard in records]
+                _score_shards(run, plan, todo, done, whole, connect, report, meter)
+                clock.lap("score")
+    found = run.read_json("plan.json")
+    assert found is not None
+    return found
+
+
+def _parts(run: Run, shard_members: int, unknown_category: str, report: Report
+           ) -> Iterator[Part]:
+    plan = run.read_json("plan.json")
+    if plan is not None:
+        return (load_part(run.at(), number) for number in range(len(plan["parts"])))
+    return plan_parts(run, shard_members=shard_members, unknown_category=unknown_category,
+                      progress=lambda members: report(Progress(stage="plan", done=members)))
+
+
+def _score_shards(run: Run, plan: dict[str, Any], todo: Sequence[int],
+                  done: Sequence[dict[str, Any]], whole: bool,
+                  connect: Callable[[], Resources], report: Report, meter: Meter) -> None:
+    """Ray Data: a read task per shard, a pool of scorers, a writer; shards finish in any order.
+
+    Args:
+        done: the records of shards that an earlier attempt finished.
+        whole: whether nothing more will be planned.
+    """
+    images = sum(record["rows"] for record in done)
+    rejected = Counter(count_rejects(done))
+    report(Progress(stage="start", done=images, total=plan["members"], rejected=rejected))
     try:
-        with connected(ray_address) as resources:
-            scorers = min(resources.scorers, len(todo))
-            for rows, bad in _stream(run.at(), todo, scorers):
-                done, rejected = done + rows, rejected + bad
-                clock.arrived(rows, scorers)
-                report(Progress(stage="score", done=done, total=plan["members"],
-                                rejected=rejected))
+        resources = connect()
+        scorers = min(resources.scorers, len(todo))
+        meter.begin(scorers)
+        for lap in _stream(run.at(), plan, todo, scorers):
+            meter.add(lap)
+            report(meter.progress(images + meter.done, plan["members"],
+                                  rejected + meter.rejected, not whole))
     except RayError as error:
         ours = own_error(error)
         if ours is not None:
@@ -178,41 +184,49 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict
                            "the command again, finished shards are kept") from error
 
 
-def _stream(run_at: str, todo: list[int], scorers: int) -> Iterator[tuple[int, int]]:
+def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], scorers: int
+            ) -> Iterator[Lap]:
     quiet_data()
     dataset = ray.data.read_datasource(
-        ShardSource(run_at, todo), override_num_blocks=len(todo), num_cpus=READ_CPUS)
+        ShardSource(run_at, [(shard, part_of(plan, shard)) for shard in todo]),
+        override_num_blocks=len(todo), num_cpus=READ_CPUS)
     scored = dataset.map_batches(
         ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=scorers), num_cpus=1, fn_constructor_args=(run_at,))
+        compute=ActorPoolStrategy(size=scorers), num_cpus=1, fn_constructor_args=(plan,))
     written = scored.map_batches(
-        WriteTask(run_at), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+        WriteTask(run_at, plan), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
         num_cpus=READ_CPUS)
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
                                       prefetch_batches=0):
         for row in batch.to_pylist():
-            yield row["rows"], row["rejected"]
+            yield Lap(**{**row, "rejected": dict(row["rejected"])})
 
 
 class ShardSource(Datasource):
-    """One read task per unfinished shard; it carries the shard's number, not its members."""
+    """One read task per unfinished shard; it carries the shard's number, not its members.
 
-    def __init__(self, run_at: str, shards: list[int]) -> None:
+    Args:
+        shards: each with the number of its part of the plan.
+    """
+
+    def __init__(self, run_at: str, shards: Sequence[tuple[int, int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._run_at, self._shards = run_at, shards
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
                        data_context: DataContext | None = None) -> list[ReadTask]:
-        return [self._task(shard) for shard in self._shards]
+        return [self._task(*shard) for shard in self._shards]
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
-    def _task(self, shard: int) -> ReadTask:
+    def _task(self, shard: int, part: int) -> ReadTask:
         run_at = self._run_at
 
         def read() -> list[pa.Table]:
-            return [read_shard(run_at, load_plan(run_at), shard)]
+            began = time.time()
+            decoded = read_shard(run_at, load_part(run_at, part), shard)
+            return [_with(decoded, read_s=time.time() - began, read_at=time.time())]
 
         return ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None,
                                             exec_stats=None))
@@ -221,35 +235,46 @@ class ShardSource(Datasource):
 class ScoreActor:
     """A pool member: keeps its models between shards."""
 
-    def __init__(self, run_at: str) -> None:
-        self._scorer = ShardScorer(load_plan(run_at))
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._scorer = ShardScorer(plan)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        return self._scorer.score(decoded)
+        began = time.time()
+        read_s, read_at = (decoded[name][0].as_py() for name in ("read_s", "read_at"))
+        scored = self._scorer.score(decoded.drop_columns(["read_s", "read_at"]))
+        return _with(scored, read_s=read_s, waited_s=max(0.0, began - read_at),
+                     score_s=time.time() - began)
 
 
 class WriteTask:
-    """Writes a shard and passes on its counts."""
+    """Writes a shard and passes on what became of it and what it took."""
 
-    def __init__(self, run_at: str) -> None:
+    def __init__(self, run_at: str, plan: dict[str, Any]) -> None:
         self._run_at = run_at
+        self._plan = {name: plan[name] for name in ("run_id", "date", "out")}
 
     def __call__(self, scored: pa.Table) -> pa.Table:
-        record = write_shard(self._run_at, load_plan(self._run_at), scored)
+        began = time.time()
+        record = write_shard(self._run_at, self._plan, scored)
+        took = {name: scored[name][0].as_py() for name in ("read_s", "waited_s", "score_s")}
         return pa.Table.from_pylist([{
             "shard": record["shard"], "rows": record["rows"],
-            "rejected": sum(record["rejected"].values())}], schema=RECORD)
+            "bytes": pc.sum(scored["bytes"]).as_py() or 0,
+            "rejected": list(record["rejected"].items()), **took,
+            "write_s": time.time() - began}], schema=LAP)
 
 
-def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clock,
-             max_reject_share: float, shards_scored: int) -> dict[str, Any]:
+def _with(table: pa.Table, **columns: float) -> pa.Table:
+    """A table with columns of one value each."""
+    for name, value in columns.items():
+        table = table.append_column(name, pa.repeat(pa.scalar(value), len(table)))
+    return table
+
+
+def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clock, meter: Meter,
+             max_reject_share: float) -> dict[str, Any]:
     rejected = count_rejects(list(records.values()))
     rejects = sum(rejected.values())
-    flagged: dict[str, dict[str, int]] = {}
-    for record in records.values():
-        counts = flagged.setdefault(record["category"], {})
-        for decision, number in record["flagged"].items():
-            counts[decision] = counts.get(decision, 0) + number
     share = rejects / plan["members"] if plan["members"] else 0.0
     seconds = time.monotonic() - clock.began
     return {
@@ -260,12 +285,18 @@ def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clo
         "left_out": plan.get("left_out", 0), "unmatched": plan.get("unmatched", []),
         "limit_reached": plan.get("limited_to") is not None,
         "odd_sources": odd_sources(plan["source_records"]),
-        "decisions": flagged, "bundles": plan["bundles"],
+        "decisions": _decisions(records.values()), "bundles": plan["bundles"],
         "fpr": plan["fpr"], "heatmaps": plan["heatmaps"],
         "seconds": round(seconds, 3), "stage_seconds": clock.stages,
-        "shards_scored": shards_scored,
-        "images_per_s": round(plan["members"] / seconds, 2),
-        "steady_images_per_s": clock.steady_images_per_s,
+        "images_per_s": round(plan["members"] / seconds, 2), **meter.summary(),
         "tables": {name: f"{plan['out']}/{name}" for name in tables.SCHEMAS},
         "exit_code": 3 if any_bad(plan["source_records"]) or share > max_reject_share else 0,
     }
+
+
+def _decisions(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Images by category and decision."""
+    found: dict[str, Counter[str]] = {}
+    for record in records:
+        found.setdefault(record["category"], Counter()).update(record["flagged"])
+    return {category: dict(counts) for category, counts in found.items()}

@@ -24,6 +24,7 @@ from igd.data.fetch import fetch
 from igd.data.images import decode, encode_heatmap, prepare
 from igd.errors import ImageError, ModelError
 from igd.pipelines.plan import members_of, shard_rows
+from igd.pipelines.run import Run
 from igd.records import (
     DECODED,
     HEATMAPS,
@@ -192,14 +193,14 @@ def read_records(run_at: str) -> dict[int, dict[str, Any]]:
     return {record["shard"]: record for record in records}
 
 
-def forget_lost(run_at: str, plan: dict[str, Any],
-                records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def forget_lost(run: Run, records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """The records whose files are there in full; the others are removed, to be done again."""
-    at = storage.join(plan["out"], "heatmaps", f"date={plan['date']}")
+    date = f"date={run.request.date.isoformat()}"
     sizes = {f"shards/{entry.key}": entry.size
-             for entry in storage.list_objects(storage.join(run_at, "shards"))}
-    sizes |= {f"date={plan['date']}/{entry.key}": entry.size
-              for entry in storage.list_objects(at)}
+             for entry in storage.list_objects(run.at("shards"))}
+    sizes |= {f"{date}/{entry.key}": entry.size
+              for entry in storage.list_objects(
+                  storage.join(run.request.out, "heatmaps", date))}
     whole = {}
     for shard, record in records.items():
         files = {record["path"]: record["bytes"]}
@@ -208,7 +209,7 @@ def forget_lost(run_at: str, plan: dict[str, Any],
         if all(sizes.get(path) == size for path, size in files.items()):
             whole[shard] = record
         else:
-            storage.delete(storage.join(run_at, "done", f"{shard:08d}.json"))
+            storage.delete(run.at("done", f"{shard:08d}.json"))
     return whole
 
 

@@ -14,14 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from batch_runs import do_shards
 
 from igd.data.routing import Routing
 from igd.pipelines import score as scoring
 from igd.pipelines.cluster import Resources, connected
-from igd.pipelines.plan import make_plan
+from igd.pipelines.parts import make_plan
 from igd.pipelines.publish import publish
 from igd.pipelines.run import Request, Run, request
-from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.shards import read_records
 
 BROKEN = {"weave/empty.png": b"", "weave/page.png": b"<html>gone</html>",
           "nobody/part.png": b"no model for this one", "loose.png": b"not routed"}
@@ -86,9 +87,7 @@ def finished(asked: Callable[..., Request],
     """A run, its plan and its records: shards all written, without a cluster, not published."""
     run = Run(request=asked(dump("tar"), heatmaps="all"), generation=1)
     plan = make_plan(run, shard_members=6)
-    scorer = ShardScorer(plan)
-    for shard in range(plan["shards"]):
-        write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
+    do_shards(run, plan, range(plan["shards"]))
     return run, plan, read_records(run.at())
 
 
@@ -102,9 +101,7 @@ def published_run(finished: tuple[Run, dict[str, Any], dict[int, Any]]) -> Run:
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are done one by one in this process; all else is the real run."""
     def inline(run: Run, plan: dict[str, Any], todo: Iterable[int], *_: object) -> None:
-        scorer = ShardScorer(plan)
-        for shard in todo:
-            write_shard(run.at(), plan, scorer.score(read_shard(run.at(), plan, shard)))
+        do_shards(run, plan, todo)
     monkeypatch.setattr(scoring, "_score_shards", inline)
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import polars
 import pytest
+from batch_runs import begun, do_shards
 
 from igd import storage, tables
 from igd.errors import ConfigError, DataError, RunHeldError, StorageError
 from igd.pipelines import gc
 from igd.pipelines import score as scoring
 from igd.pipelines.gc import collect
-from igd.pipelines.plan import make_plan
+from igd.pipelines.parts import make_plan
 from igd.pipelines.publish import publish
 from igd.pipelines.run import Request, Run
 from igd.pipelines.shards import read_records
@@ -52,8 +53,8 @@ def published(wanted: Request) -> list:
 
 def killed(wanted: Request, shards: int | None = None) -> Run:
     """A run that went no further than some shards, or than its heatmaps' commit."""
-    run, plan = scoring._find_or_plan(wanted, 2, lambda progress: None)
-    scoring._score_shards(run, plan, range(plan["shards"] if shards is None else shards))
+    run, plan = begun(wanted, 2)
+    do_shards(run, plan, range(plan["shards"] if shards is None else shards))
     if shards is None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tables, "replace_scores", lambda *_, **__: 1 / 0)
@@ -77,7 +78,7 @@ def test_a_killed_run_goes_after_the_age_and_its_command_begins_anew(asked, fold
     assert objects(fine.out) == before
     done = collect(fine.out, older_than=WEEK)
     assert done["by_reason"] == would["by_reason"] and done["runs"] == [run.run_id]
-    assert done["by_reason"]["dead run"]["files"] == 3 + 2 * (3 if shards is None else shards)
+    assert done["by_reason"]["dead run"]["files"] == 4 + 2 * (3 if shards is None else shards)
     assert sum(file["bytes"] for file in done["files"]) == sum(before.values()) - sum(
         objects(fine.out)[key] for key in before if key in objects(fine.out))
     mark, = objects(run.at())
@@ -151,7 +152,7 @@ def test_a_driver_that_stood_still_does_not_publish_what_is_gone(asked, folder) 
     wanted = asked(folder("d", weave=3), heatmaps="all")
     run = Run(request=wanted, generation=1)
     plan = make_plan(run)
-    scoring._score_shards(run, plan, range(plan["shards"]))
+    do_shards(run, plan, range(plan["shards"]))
     records = read_records(run.at())
     age(wanted.out)
     before = objects(wanted.out)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from batch_runs import begun, do_shards
 
 from igd import storage, tables
 from igd.config import preset_config
@@ -63,7 +64,7 @@ def test_a_model_that_came_later_scores_what_was_rejected(asked, folder, tiny_da
 def test_with_error_no_plan_with_an_unknown_category_is_scored_or_passes_for_done(
         asked, folder) -> None:
     wanted = asked(folder("d", weave=2, nobody=1))
-    scoring._find_or_plan(wanted, 256, lambda progress: None)  # frozen, with a reject in it
+    begun(wanted)  # frozen, with a reject in it
     for _ in range(2):
         with pytest.raises(ModelError, match=r"'nobody/000\.png'"):
             scoring.score(wanted, unknown_category="error")
@@ -85,8 +86,8 @@ def test_a_limited_run_is_done_when_its_images_are(asked, folder) -> None:
 @pytest.mark.parametrize("place", ["shards", "heatmaps"])
 def test_a_shard_whose_file_was_lost_is_done_again(asked, folder, place) -> None:
     wanted = asked(folder("d", weave=4), heatmaps="all")
-    run, plan = scoring._find_or_plan(wanted, 2, lambda progress: None)
-    scoring._score_shards(run, plan, range(plan["shards"]))
+    run, plan = begun(wanted, 2)
+    do_shards(run, plan, range(plan["shards"]))
     out = Path(wanted.out.removeprefix("file://"))
     lost = next((out if place == "heatmaps" else Path(run.at().removeprefix("file://")))
                 .joinpath(place).rglob("*.parquet"))
@@ -109,7 +110,7 @@ def test_an_older_generation_never_replaces_a_newer_one(asked, folder) -> None:
 
 def test_a_run_begun_with_other_arithmetic_is_begun_again(asked, folder) -> None:
     wanted = asked(folder("d", weave=2))
-    run, plan = scoring._find_or_plan(wanted, 256, lambda progress: None)
+    run, plan = begun(wanted)
     plan["bundles"]["weave"]["score_fingerprint"] = "of another version"
     run.write_json("plan.json", plan)
     assert scoring.score(wanted)["generation"] == 2

@@ -11,8 +11,9 @@ from igd import registry, tables
 from igd.data.routing import Routing
 from igd.data.selection import selection
 from igd.errors import ConfigError, DataError, ModelError
-from igd.pipelines import plan as planning
-from igd.pipelines.plan import make_plan, members_of, shard_rows, unchanged
+from igd.pipelines import parts as planning
+from igd.pipelines.parts import make_plan
+from igd.pipelines.plan import members_of, shard_rows, unchanged
 from igd.pipelines.run import Run
 from igd.records import UNROUTED
 
@@ -58,11 +59,11 @@ def test_shards_are_bounded_by_the_bytes_of_rows(asked, dump, contents, monkeypa
     assert max(sum(row["span"] for row in shard) for shard in shards) < 40_000
 
 
-def test_shards_span_several_plan_files(asked, dump, contents, monkeypatch) -> None:
-    monkeypatch.setattr(planning, "SHARDS_PER_FILE", 4)
+def test_shards_span_several_parts(asked, dump, contents, monkeypatch) -> None:
+    monkeypatch.setattr(planning, "PART_MEMBERS", 4)
     run = Run(request=asked(dump("tar")), generation=1)
     plan = make_plan(run, shard_members=1)
-    assert plan["shards"] == len(contents) and len(plan["files"]) == -(-len(contents) // 4)
+    assert plan["shards"] == len(contents) and len(plan["parts"]) == -(-len(contents) // 4)
     assert [shard[0]["shard"] for shard in all_rows(run, plan)] == list(range(plan["shards"]))
 
 

@@ -9,7 +9,7 @@ import pytest
 from igd import storage
 from igd.data.selection import selection
 from igd.errors import ConfigError, ModelError
-from igd.pipelines.plan import make_plan
+from igd.pipelines.parts import make_plan
 from igd.pipelines.preview import preview
 from igd.pipelines.run import Run, inputs
 

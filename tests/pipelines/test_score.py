@@ -94,7 +94,7 @@ def test_a_model_that_changed_after_planning_is_never_mixed_in(cluster, asked, d
     shutil.copytree(tiny_models, models)
     version = registry.production_version(str(models), "weave")
     wanted = asked(dump("tar"), models=str(models))
-    from igd.pipelines.plan import make_plan
+    from igd.pipelines.parts import make_plan
     from igd.pipelines.run import Run
 
     make_plan(Run(request=wanted, generation=1))
