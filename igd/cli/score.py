@@ -138,19 +138,19 @@ class _ProgressLines:
 
     def __init__(self) -> None:
         self._listed = Counting("plan: {} images listed")
-        self._stage = ""
+        self._scoring = False
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        if progress.stage == "plan" and self._stage in ("", "plan"):
-            self._listed(progress.done)
-        elif progress.stage == "score":
+        if progress.stage == "score":
             self._score(progress)
-        if progress.stage not in ("plan", "score") or not self._stage:
-            say(f"{progress.stage}: {progress.total} images" if progress.total
-                else f"{progress.stage} ...")
-        if progress.stage != "plan" or not self._stage:
-            self._stage = progress.stage
+        elif progress.stage != "plan":
+            doing = "starting Ray and its scorers for" if progress.stage == "start" else (
+                f"{progress.stage}:")
+            say(f"{doing} {progress.total - progress.done} images")
+        elif not self._scoring:
+            self._listed(progress.done)
+        self._scoring = self._scoring or progress.stage != "plan"
 
     def _score(self, progress: Progress) -> None:
         now = time.monotonic()

@@ -11,6 +11,9 @@ from typing import Any
 from igd.pipelines.parts import Part, plan_so_far
 from igd.pipelines.run import Run
 
+LAST_PART_S = 0.5
+"""After a part, so long is waited for the end, which makes one pool of what is listed quickly."""
+
 
 class Planning(AbstractContextManager["Planning"]):
     """The plan of a run as it grows.
@@ -48,6 +51,8 @@ class Planning(AbstractContextManager["Planning"]):
         with self._news:
             while not (self._done or self._error or self._shards() > shards):
                 self._news.wait(1.0)  # and lets a signal through
+            if not self._done:
+                self._news.wait(LAST_PART_S)
             if self._error is not None:
                 raise self._error
             return plan_so_far(self._run, self._parts), self._done

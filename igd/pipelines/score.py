@@ -106,7 +106,7 @@ def _find_run(wanted: Request, unknown_category: str = "reject") -> Run:
     while True:
         run = latest(wanted)
         if run is None or not _stands(run, unknown_category):
-            run = next_run(wanted, run)
+            return next_run(wanted, run)  # of which nothing is written before it is planned
         if run.read_json("published.json") is not None or run.hold():
             return run
 
@@ -126,7 +126,6 @@ def _plan_and_score(run: Run, records: dict[int, Any], shard_members: int, unkno
                     ray_address: str | None, report: Report, clock: Clock,
                     meter: Meter) -> dict[str, Any]:
     """Scores what is planned while the rest is being planned; returns the whole plan."""
-    report(Progress(stage="plan"))
     seen = 0
     with ExitStack() as stack:
         connect = functools.cache(lambda: stack.enter_context(connected(ray_address)))

@@ -78,7 +78,7 @@ def test_a_killed_run_goes_after_the_age_and_its_command_begins_anew(asked, fold
     assert objects(fine.out) == before
     done = collect(fine.out, older_than=WEEK)
     assert done["by_reason"] == would["by_reason"] and done["runs"] == [run.run_id]
-    assert done["by_reason"]["dead run"]["files"] == 4 + 2 * (3 if shards is None else shards)
+    assert done["by_reason"]["dead run"]["files"] == 3 + 2 * (3 if shards is None else shards)
     assert sum(file["bytes"] for file in done["files"]) == sum(before.values()) - sum(
         objects(fine.out)[key] for key in before if key in objects(fine.out))
     mark, = objects(run.at())
