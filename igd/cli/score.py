@@ -38,6 +38,10 @@ from igd.cli.output import (
 )
 from igd.errors import IgdError
 
+HELD_UP = {"score": "scoring is the bottleneck",
+           "read": "reading and decoding are the bottleneck, or there were too few images",
+           "write": "writing is the bottleneck, or there were too few images"}
+
 if TYPE_CHECKING:
     from igd.pipelines.meter import Progress
 
@@ -60,6 +64,12 @@ def score(
         min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
     shard_members: ShardMembers = 256,
+    stall_timeout: Annotated[float, typer.Option(
+        min=0.1, metavar="MINUTES", help="Give up (exit 5, to be run again) when no unit of work "
+        "was finished for so long.")] = 30.0,
+    price_per_hour: Annotated[float | None, typer.Option(
+        min=0, help="What the cluster costs an hour, in any currency: the cost per million images "
+        "is told.")] = None,
     json_file: JsonFile = None, ray_address: RayAddress = None,
 ) -> None:
     """Score an image dump and publish scores, decisions and heatmaps in one commit.
@@ -83,11 +93,15 @@ def score(
     try:
         summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share,
-                            unknown_category=unknown_category, report=_ProgressLines())
+                            unknown_category=unknown_category,
+                            stall_timeout_s=60 * stall_timeout, report=_ProgressLines())
     except IgdError as error:
         state = "held" if error.exit_code == 4 else "failed"
         write_json(json_file, {"date": date, "state": state, "error": str(error)})
         raise
+    if price_per_hour is not None and summary["images_per_s"]:
+        summary["cost_per_million"] = round(
+            price_per_hour * 1e6 / 3600 / summary["images_per_s"], 4)
     _print_summary(summary)
     write_json(json_file, summary)
     if summary["exit_code"]:
@@ -187,6 +201,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
           f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
           f"{summary['images_per_s']} images/s")
+    _print_pace(summary)
     if not summary["planned"]:
         say("  the sources hold no image: what was published for this date before is replaced by "
              "nothing; check that the dump is there")
@@ -207,3 +222,18 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary["reject_share"] > summary["max_reject_share"]:
         print(f"  {summary['reject_share']:.1%} rejected, more than the "
               f"{summary['max_reject_share']:.1%} allowed: exit 3")
+
+
+def _print_pace(summary: dict[str, Any]) -> None:
+    """Where the time of this attempt went; nothing of a run that had nothing left to score."""
+    if summary["already_published"] or "step_seconds" not in summary:
+        return
+    spent = ", ".join(f"{stage} {seconds:.1f} s"
+                      for stage, seconds in summary["stage_seconds"].items())
+    print(f"  {spent}")
+    if "held_up_by" in summary:
+        print(f"  {summary['steady_images_per_s']} images/s and "
+              f"{size_of(summary['steady_bytes_per_s'])}/s once the scorers were warm, which were "
+              f"{summary['busy']:.0%} busy: {HELD_UP[summary['held_up_by']]}")
+    if "cost_per_million" in summary:
+        print(f"  {summary['cost_per_million']} per million images at this pace")

@@ -34,6 +34,18 @@ EXTRA_CPUS = 2
 """Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
 
 
+SIDE_TASK_CPUS = 0.25
+"""Of a task that reads or writes a shard: it waits for storage for most of its time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """How many scorer actors there are, and the CPUs that each takes."""
+
+    scorers: int
+    cpus_each: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What the cluster has.
@@ -67,11 +79,16 @@ class Resources:
                      zip((*node, whole), (cpus, gpus, memory), strict=True) if need), default=0)
                 for node, whole in zip(nodes, memories, strict=True)]
 
-    @property
-    def scorers(self) -> int:
-        """Scorer actors, one CPU each: some CPUs stay free, for a pool that takes them all
-        starves the tasks that feed it, for ever and without a word."""
-        return max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus)))
+    def pool(self, shards: int) -> Pool:
+        """Scorer actors for so many shards.
+
+        Some CPUs stay free, for a pool that takes them all starves the tasks that feed it, for
+        ever and without a word: three quarters of the CPUs score, and of a single one, half.
+        """
+        if self.cpus == 1:
+            return Pool(scorers=1, cpus_each=1 - 2 * SIDE_TASK_CPUS)
+        most = max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus)))
+        return Pool(scorers=min(most, shards), cpus_each=1.0)
 
 
 @contextlib.contextmanager

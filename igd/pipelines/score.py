@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,14 @@ from ray.exceptions import RayError
 
 from igd import tables
 from igd.errors import StorageError
-from igd.pipelines.cluster import Resources, connected, own_error, quiet_data
+from igd.pipelines.cluster import (
+    SIDE_TASK_CPUS,
+    Pool,
+    Resources,
+    connected,
+    own_error,
+    quiet_data,
+)
 from igd.pipelines.meter import Clock, Lap, Meter, Progress
 from igd.pipelines.parts import SHARD_MEMBERS, Part, frozen_parts, plan_parts, plan_so_far
 from igd.pipelines.plan import (
@@ -40,8 +48,10 @@ from igd.pipelines.shards import (
     read_shard,
     write_shard,
 )
+from igd.pipelines.stall import unless_stalled
 
-READ_CPUS = 0.25
+STALL_TIMEOUT_S = 1800.0
+"""A shard of the paper's nets takes a quarter of an hour on one CPU."""
 LAP = pa.schema([
     pa.field("shard", pa.int64()), pa.field("rows", pa.int64()), pa.field("bytes", pa.int64()),
     pa.field("rejected", pa.map_(pa.string(), pa.int64())),
@@ -56,11 +66,12 @@ def silent(progress: Progress) -> None:
 
 def score(wanted: Request, *, ray_address: str | None = None, shard_members: int = SHARD_MEMBERS,
           max_reject_share: float = 0.01, unknown_category: str = "reject",
-          report: Report = silent) -> dict[str, Any]:
+          stall_timeout_s: float = STALL_TIMEOUT_S, report: Report = silent) -> dict[str, Any]:
     """Runs a request to its end, from wherever an earlier attempt left it.
 
     Args:
         unknown_category: `reject` images of categories without a model, or `error`: publish none.
+        stall_timeout_s: a run that finishes no shard for so long is given up.
 
     Returns:
         The summary, also written to the run's `summary.json`; `exit_code` says what is to be
@@ -82,8 +93,10 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     before = read_records(run.at())
     if not already:
         before = forget_lost(run, before)
-        plan = _plan_and_score(run, before, shard_members, unknown_category, ray_address,
-                               report, clock, meter)
+        parts = _parts(run, shard_members, unknown_category, report)
+        work = _Work(ray_address=ray_address, stall_timeout_s=stall_timeout_s, report=report,
+                     clock=clock, meter=meter)
+        plan = _plan_and_score(run, parts, before, work)
     assert plan is not None
     records = {shard: record for shard, record in read_records(run.at()).items()
                if shard < plan["shards"]}
@@ -122,25 +135,33 @@ def _stands(run: Run, unknown_category: str) -> bool:
     return run.is_live(plan) and unchanged(run, plan)
 
 
-def _plan_and_score(run: Run, records: dict[int, Any], shard_members: int, unknown_category: str,
-                    ray_address: str | None, report: Report, clock: Clock,
-                    meter: Meter) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """How shards are scored, and who is told."""
+
+    ray_address: str | None
+    stall_timeout_s: float
+    report: Report
+    clock: Clock
+    meter: Meter
+
+
+def _plan_and_score(run: Run, parts: Iterator[Part], records: dict[int, Any], work: _Work
+                    ) -> dict[str, Any]:
     """Scores what is planned while the rest is being planned; returns the whole plan."""
-    seen = 0
+    seen, whole = 0, False
     with ExitStack() as stack:
-        connect = functools.cache(lambda: stack.enter_context(connected(ray_address)))
-        planning = stack.enter_context(
-            Planning(run, _parts(run, shard_members, unknown_category, report)))
-        whole = False
+        connect = functools.cache(lambda: stack.enter_context(connected(work.ray_address)))
+        planning = stack.enter_context(Planning(run, parts))
         while not whole:
             plan, whole = planning.beyond(seen)
-            clock.lap("plan")
+            work.clock.lap("plan")
             todo = [shard for shard in range(seen, plan["shards"]) if shard not in records]
             seen = plan["shards"]
             if todo:
                 done = [records[shard] for shard in range(seen) if shard in records]
-                _score_shards(run, plan, todo, done, whole, connect, report, meter)
-                clock.lap("score")
+                _score_shards(run, plan, todo, done, whole, connect, work)
+                work.clock.lap("score")
     found = run.read_json("plan.json")
     assert found is not None
     return found
@@ -157,24 +178,28 @@ def _parts(run: Run, shard_members: int, unknown_category: str, report: Report
 
 def _score_shards(run: Run, plan: dict[str, Any], todo: Sequence[int],
                   done: Sequence[dict[str, Any]], whole: bool,
-                  connect: Callable[[], Resources], report: Report, meter: Meter) -> None:
+                  connect: Callable[[], Resources], work: _Work) -> None:
     """Ray Data: a read task per shard, a pool of scorers, a writer; shards finish in any order.
 
     Args:
-        done: the records of shards that an earlier attempt finished.
+        done: the records of shards that were finished before.
         whole: whether nothing more will be planned.
     """
     images = sum(record["rows"] for record in done)
     rejected = Counter(count_rejects(done))
-    report(Progress(stage="start", done=images, total=plan["members"], rejected=rejected))
+    meter = work.meter
+    work.report(Progress(stage="start", done=images + meter.done, total=plan["members"]))
     try:
-        resources = connect()
-        scorers = min(resources.scorers, len(todo))
-        meter.begin(scorers)
-        for lap in _stream(run.at(), plan, todo, scorers):
+        pool = connect().pool(len(todo))
+        meter.begin(pool.scorers)
+        laps = _stream(run.at(), plan, todo, pool)
+        for number, lap in enumerate(
+                unless_stalled(laps, work.stall_timeout_s, "shard was finished")):
+            if number == 0:
+                work.clock.lap("start")
             meter.add(lap)
-            report(meter.progress(images + meter.done, plan["members"],
-                                  rejected + meter.rejected, not whole))
+            work.report(meter.progress(images + meter.done, plan["members"],
+                                       rejected + meter.rejected, not whole))
     except RayError as error:
         ours = own_error(error)
         if ours is not None:
@@ -183,18 +208,19 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: Sequence[int],
                            "the command again, finished shards are kept") from error
 
 
-def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], scorers: int
+def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
             ) -> Iterator[Lap]:
     quiet_data()
     dataset = ray.data.read_datasource(
         ShardSource(run_at, [(shard, part_of(plan, shard)) for shard in todo]),
-        override_num_blocks=len(todo), num_cpus=READ_CPUS)
+        override_num_blocks=len(todo), num_cpus=SIDE_TASK_CPUS)
     scored = dataset.map_batches(
         ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=scorers), num_cpus=1, fn_constructor_args=(plan,))
+        compute=ActorPoolStrategy(size=pool.scorers), num_cpus=pool.cpus_each,
+        fn_constructor_args=(plan,))
     written = scored.map_batches(
         WriteTask(run_at, plan), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-        num_cpus=READ_CPUS)
+        num_cpus=SIDE_TASK_CPUS)
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
                                       prefetch_batches=0):
         for row in batch.to_pylist():

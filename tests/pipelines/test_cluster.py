@@ -46,6 +46,7 @@ def test_an_error_of_ours_is_found_without_rays_traceback() -> None:
 
 @pytest.mark.parametrize(("cpus", "scorers"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 12), (64, 48)])
 def test_the_pool_leaves_room_for_the_tasks_that_feed_it(cpus, scorers) -> None:
-    resources = connection.Resources(cpus=cpus, gpus=0)
-    assert resources.scorers == scorers
-    assert cpus == 1 or resources.scorers < cpus
+    pool = connection.Resources(cpus=cpus, gpus=0).pool(1000)
+    assert pool.scorers == scorers
+    assert pool.scorers * pool.cpus_each + 2 * connection.SIDE_TASK_CPUS <= cpus
+    assert connection.Resources(cpus=cpus, gpus=0).pool(1).scorers == 1
