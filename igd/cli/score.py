@@ -64,6 +64,9 @@ def score(
         min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
     shard_members: ShardMembers = 256,
+    null_scorer: Annotated[bool, typer.Option(
+        "--null-scorer", help="Measurements only: read, decode, write and publish, with score 0 "
+        "for every image. Give an --out of its own.")] = False,
     stall_timeout: Annotated[float, typer.Option(
         min=0.1, metavar="MINUTES", help="Give up (exit 5, to be run again) when no unit of work "
         "was finished for so long.")] = 30.0,
@@ -89,7 +92,7 @@ def score(
                      routing=Routing(category=category, pattern=category_from,
                                      column=category_column),
                      selection=selection(include or (), exclude or (), limit), fpr=fpr,
-                     review_fpr=review_fpr, heatmaps=heatmaps)
+                     review_fpr=review_fpr, heatmaps=heatmaps, null_scorer=null_scorer)
     try:
         summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share,

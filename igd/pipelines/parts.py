@@ -226,7 +226,8 @@ def _header(run: Run) -> dict[str, Any]:
     wanted = run.request
     return {"run_id": run.run_id, "generation": run.generation, "date": wanted.date.isoformat(),
             "models": wanted.models, "out": wanted.out, "fpr": wanted.fpr,
-            "review_fpr": wanted.review_fpr, "heatmaps": wanted.heatmaps}
+            "review_fpr": wanted.review_fpr, "heatmaps": wanted.heatmaps,
+            "null_scorer": wanted.null_scorer}
 
 
 def _models_of(parts: Iterable[Part]) -> dict[str, dict[str, Any] | None]:

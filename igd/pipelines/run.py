@@ -53,6 +53,7 @@ class Request(Inputs):
 
     Attributes:
         fpr, review_fpr: false-positive rates of the two levels.
+        null_scorer: every image has score 0, which measures all but the scoring.
     """
 
     out: str
@@ -60,6 +61,7 @@ class Request(Inputs):
     fpr: float = 0.01
     review_fpr: float = 0.05
     heatmaps: HeatmapPolicy = "flagged"
+    null_scorer: bool = False
 
     @property
     def key(self) -> str:
@@ -73,6 +75,8 @@ class Request(Inputs):
         if self.selection != EVERYTHING:
             parts += (("selection", self.selection.include, self.selection.exclude,
                        self.selection.limit),)
+        if self.null_scorer:
+            parts += ("null_scorer",)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -96,7 +100,7 @@ def inputs(sources: Sequence[str], *, models: str, routing: Routing,
 
 def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
             selection: Selection = EVERYTHING, fpr: float = 0.01, review_fpr: float = 0.05,
-            heatmaps: str = "flagged") -> Request:
+            heatmaps: str = "flagged", null_scorer: bool = False) -> Request:
     """A checked `Request`.
 
     Raises:
@@ -111,7 +115,7 @@ def request(sources: Sequence[str], *, models: str, out: str, date: Date, routin
     _refuse_inside("--out", out, checked.sources)
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
     return Request(**vars(checked), out=storage.canonical(out), date=date, fpr=fpr,
-                   review_fpr=review_fpr, heatmaps=policy)
+                   review_fpr=review_fpr, heatmaps=policy, null_scorer=null_scorer)
 
 
 @dataclass(frozen=True, kw_only=True)

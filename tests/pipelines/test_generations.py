@@ -134,3 +134,12 @@ def test_an_emptied_dump_replaces_its_rows_and_verify_knows_the_run(asked, folde
     assert scoring.score(wanted)["planned"] == 0
     assert counts(wanted) == {}
     assert verify(wanted.out, wanted.date)["rows"] == 0
+
+
+def test_the_null_scorer_does_all_but_score(asked, folder) -> None:
+    wanted = asked(folder("d", weave=3, nobody=1), null_scorer=True, heatmaps="all")
+    assert scoring.score(wanted)["scored"] == 3
+    rows = tables.read(wanted.out, "scores", wanted.date).to_pylist()
+    assert {row["preset"] for row in rows} == {"null", None}
+    assert {row["sha256"] is None for row in rows if row["status"] == "scored"} == {False}
+    assert [row["score"] for row in rows if row["status"] == "scored"] == [0.0] * 3
