@@ -28,6 +28,7 @@ from igd.data.routing import Routing
 from igd.data.selection import Picker
 from igd.data.sources import SourceRecord, check_source, scan, select_inputs
 from igd.errors import ModelError
+from igd.pipelines.known import Known
 from igd.pipelines.run import Inputs, Run
 from igd.records import PLAN, UNROUTED, Reason, SourceStatus
 from igd.score.scorer import score_fingerprint
@@ -121,6 +122,7 @@ class Listing:
 
 
 def list_members(wanted: Inputs, shards: Sharder, *, unknown_category: str = "reject",
+                 known: Known | None = None,
                  progress: Callable[[int], None] = lambda members: None) -> Listing:
     """The planning pass: routes every picked member of the sources into shards.
 
@@ -128,6 +130,7 @@ def list_members(wanted: Inputs, shards: Sharder, *, unknown_category: str = "re
 
     Args:
         unknown_category: `reject`, or `error`: an image of a category without a model ends it.
+        known: published images, which are left out.
 
     Raises:
         ConfigError: a pattern of --include that matches nothing.
@@ -139,18 +142,21 @@ def list_members(wanted: Inputs, shards: Sharder, *, unknown_category: str = "re
         check_source(source)
     inputs, picker = InputsHash(), Picker(wanted.selection)
     records: list[SourceRecord] = []
+    listed = 0
     for source in wanted.sources:
         if picker.full:
             break
         for path, member in scan(source, records.append, inputs.add, picker,
                                  column=wanted.routing.column):
             category, member = _routed(member, path, wanted.routing, models)
-            shards.add(member, category, models.shard_limit(category))
-            if shards.members % PROGRESS_EVERY == 0:
-                progress(shards.members)
+            if known is None or not known.has(member, category, models.bundle(category)):
+                shards.add(member, category, models.shard_limit(category))
+            listed += 1
+            if listed % PROGRESS_EVERY == 0:
+                progress(listed)
     unmatched = picker.idle_excludes()
     shards.finish()
-    progress(shards.members)
+    progress(listed)
     return Listing(bundles=models.frozen(), unknown=models.unknown(), inputs=inputs,
                    records=records, picker=picker, unmatched=unmatched)
 
@@ -168,7 +174,9 @@ def make_plan(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category:
     attempt = uuid.uuid4().hex[:12]
     files = PlanFiles(wanted.out, run.at("plan", attempt))
     shards = Sharder(files.add, shard_members)
-    found = list_members(wanted, shards, unknown_category=unknown_category, progress=progress)
+    known = Known(wanted.out) if wanted.new_only else None
+    found = list_members(wanted, shards, unknown_category=unknown_category, known=known,
+                         progress=progress)
     files.flush()
     tables.claim_output(wanted.out)
     run.create_json("plan.json", {
@@ -178,6 +186,8 @@ def make_plan(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category:
         "review_fpr": wanted.review_fpr, "heatmaps": wanted.heatmaps,
         "selection": wanted.selection.describe(), "left_out": found.picker.left_out,
         "unmatched": found.unmatched,
+        "new_only": wanted.new_only, "known": known.left_out if known else 0,
+        "known_version": known.version if known else None,
         "attempt": attempt, "files": files.names, "shards": shards.shards,
         "members": shards.members, "inputs": found.inputs.value,
         "limited_to": found.inputs.count if found.picker.full else None,
@@ -297,6 +307,9 @@ class _Models:
 
     def unknown(self) -> dict[str, int]:
         return dict(sorted(self._unknown.items()))
+
+    def bundle(self, category: str) -> dict[str, Any] | None:
+        return self._bundles.get(category)
 
     def shard_limit(self, category: str) -> int:
         bundle = self._bundles.get(category)

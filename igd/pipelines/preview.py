@@ -4,43 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date as Date
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from igd import tables
 from igd.data.members import Member
+from igd.pipelines.known import Known
+from igd.pipelines.ownership import Ids, IdSets, among, packed
 from igd.pipelines.plan import SHARD_MEMBERS, Sharder, any_bad, list_members, odd_sources
 from igd.pipelines.run import Inputs
 
 
 def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
-            shard_members: int = SHARD_MEMBERS, unknown_category: str = "reject",
+            new_only: str | None = None, shard_members: int = SHARD_MEMBERS,
+            unknown_category: str = "reject",
             progress: Callable[[int], None] = lambda members: None) -> dict[str, Any]:
     """Counts what the plan of a run would hold.
 
     Args:
         published: output and date whose published images are not new.
+        new_only: output whose published images, under any date, are left out.
 
     Returns:
         members, bytes to read, shards, images by category with the model that would score them,
         rejects known by now (each reason with a first example), categories without a model,
-        sources and the odd ones among them, what patterns left out; `published` and `new` where
-        asked for.
+        sources and the odd ones among them, what patterns left out; `published` and `new`, and
+        the `known` images left out, where asked for.
 
     Raises:
         IgdError: as `igd.pipelines.plan.list_members`, which see.
     """
-    known = None
-    if published is not None:
-        tables.check_output(published[0])
-        known = _published_ids(*published)
-    tally = _Tally(known)
+    for out in filter(None, (published and published[0], new_only)):
+        tables.check_output(out)
+    known = Known(new_only) if new_only is not None else None
+    of_date = _published_ids(*published) if published is not None else None
+    tally = _Tally(of_date)
     shards = Sharder(tally.add, shard_members)
-    found = list_members(wanted, shards, unknown_category=unknown_category, progress=progress)
+    found = list_members(wanted, shards, unknown_category=unknown_category, known=known,
+                         progress=progress)
     records = [dataclasses.asdict(record) for record in found.records]
     return {
         "sources": records, "odd_sources": odd_sources(records),
@@ -52,7 +56,8 @@ def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
         "unknown_categories": found.unknown, "selection": wanted.selection.describe(),
         "left_out": found.picker.left_out, "unmatched": found.unmatched,
         "limit_reached": found.picker.full,
-        "published": None if known is None else len(known), "new": tally.new,
+        "published": None if of_date is None else len(np.unique(of_date)), "new": tally.new,
+        "known": None if known is None else known.left_out,
         "exit_code": 3 if any_bad(records) else 0,
     }
 
@@ -60,7 +65,7 @@ def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
 class _Tally:
     """Takes shards as they close and keeps counts."""
 
-    def __init__(self, known: NDArray[np.bytes_] | None) -> None:
+    def __init__(self, known: Ids | None) -> None:
         self.bytes = 0
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -75,22 +80,16 @@ class _Tally:
                 self.examples.setdefault(member.reject_reason, " ".join(
                     filter(None, (member.source_uri, member.name))))
         if self.new is not None and self._known is not None:
-            ids = _packed(member.image_id for member in members)
-            at = np.searchsorted(self._known, ids)
-            there = at < len(self._known)
-            self.new += len(ids) - int((self._known[at[there]] == ids[there]).sum())
+            ids = packed(member.image_id for member in members)
+            self.new += len(ids) - int(among(ids, self._known).sum())
 
 
-def _published_ids(out: str, date: Date) -> NDArray[np.bytes_]:
-    """Sorted ids of a date's published images, 16 bytes each."""
-    parts = [_packed(tables.read(out, "scores", date, columns=["image_id"], files=[file])
-                     ["image_id"].to_pylist())
-             for file in tables.live_files(out, "scores", date)]
-    return np.unique(np.concatenate([_packed([]), *parts]))
-
-
-def _packed(ids: Iterable[str]) -> NDArray[np.bytes_]:
-    return np.array([bytes.fromhex(image_id) for image_id in ids], "S16")
+def _published_ids(out: str, date: Date) -> Ids:
+    """Sorted ids of a date's published images; one that two categories hold comes twice."""
+    files = tables.live_files(out, "scores", date)
+    return IdSets(sum(file.rows for file in files)).add(
+        packed(tables.read(out, "scores", date, columns=["image_id"], files=[file])
+               ["image_id"].to_pylist()) for file in files)
 
 
 def _model(bundle: dict[str, Any] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from igd import tables
 from igd.errors import StorageError
 from igd.pipelines.cluster import connected, own_error, quiet_data
+from igd.pipelines.known import is_unsettled
 from igd.pipelines.plan import (
     SHARD_MEMBERS,
     any_bad,
@@ -153,7 +154,7 @@ def _stands(run: Run, plan: dict[str, Any], unknown_category: str) -> bool:
         return False
     if run.read_json("published.json") is None:
         return same_arithmetic(plan)
-    return run.is_live(plan) and unchanged(run, plan)
+    return run.is_live(plan) and unchanged(run, plan) and not is_unsettled(run, plan)
 
 
 def _score_shards(run: Run, plan: dict[str, Any], todo: list[int], records: dict[int, Any],
@@ -252,9 +253,13 @@ def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clo
             counts[decision] = counts.get(decision, 0) + number
     share = rejects / plan["members"] if plan["members"] else 0.0
     seconds = time.monotonic() - clock.began
+    nothing_new = plan.get("new_only") and not plan["members"]
+    published = run.read_json("published.json") or {}
     return {
         "run_id": run.run_id, "generation": run.generation, "date": plan["date"],
-        "state": "published", "already_published": False,
+        "state": "nothing new" if nothing_new else "published", "already_published": False,
+        "new_only": plan.get("new_only", False), "known": plan.get("known", 0),
+        "published_meanwhile": published.get("published_meanwhile", 0),
         "planned": plan["members"], "scored": plan["members"] - rejects, "rejected": rejected,
         "reject_share": share, "max_reject_share": max_reject_share,
         "left_out": plan.get("left_out", 0), "unmatched": plan.get("unmatched", []),
