@@ -64,8 +64,8 @@ def plan(
                     selection=selection(include or (), exclude or (), limit))
     found = preview(
         wanted, published=(out, date_of(date)) if out is not None and date is not None else None,
-        new_only=out if new_only else None, shard_members=shard_members, unknown_category=unknown_category,
-        progress=Counting("{} images listed"))
+        new_only=out if new_only else None, shard_members=shard_members,
+        unknown_category=unknown_category, progress=Counting("{} images listed"))
     _print(found, date)
     write_json(json_file, found)
     if found["exit_code"]:

@@ -68,7 +68,7 @@ class Takeover:
     def __init__(self, out: str, owned: Mapping[str, Ids]) -> None:
         self._out, self._owned = out, owned
         self._hits: dict[str, Ids] = {}
-        self._rewritten: dict[tuple[str, bytes], StagedFile | None] = {}
+        self._rewritten: dict[tuple[str, bytes], list[StagedFile]] = {}
 
     def __call__(self, others: Sequence[StagedFile],
                  spared: Mapping[str, Ids] | None = None) -> Change:
@@ -88,16 +88,15 @@ class Takeover:
         return change
 
     def without(self, file: StagedFile, unwanted: Ids) -> list[StagedFile]:
-        """A file's other rows in a new file of the same run; none where nothing is left."""
+        """A file's other rows, in a new file of the same run unless they are all it has."""
         key = file.path, unwanted.tobytes()
         if key not in self._rewritten:
             rows = tables.read(self._out, "scores", file.date, files=[file])
             kept = rows.filter(pa.array(~among(packed(rows["image_id"].to_pylist()), unwanted)))
-            self._rewritten[key] = tables.stage(
+            self._rewritten[key] = [file] if len(kept) == len(rows) else [tables.stage(
                 self._out, "scores", kept, date=file.date, category=file.category,
-                stem=tables.staged_stem(file.path)) if len(kept) else None
-        found = self._rewritten[key]
-        return [] if found is None else [found]
+                stem=tables.staged_stem(file.path))] if len(kept) else []
+        return self._rewritten[key]
 
     def _hit(self, file: StagedFile) -> Ids:
         """Sorted ids of a file that are the run's own; only its column of ids is decoded."""

@@ -163,7 +163,7 @@ class Run:
         if plan.get("new_only"):
             version, files = tables.snapshot(out, "scores")
             added = any(tables.staged_run(file.path) == self.run_id for file in files)
-            return bool(version == plan["known_version"] + added)
+            return bool(version == plan["known_version"] + added) and added == bool(plan["members"])
         live = {tables.staged_run(file.path) for file in tables.replaced_by(
             self.run_id, plan["categories"], tables.live_files(out, "scores", self.request.date))}
         return live == ({self.run_id} if plan["members"] else set())
