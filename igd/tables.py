@@ -31,6 +31,8 @@ from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES, UNROUTED
 SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
 MARKER = ".igd-ray.json"
 MAX_COMMIT_ATTEMPTS = 30
+WHOLE_BYTES = 1024 * 1024
+"""A file of so many bytes is read whole; of a larger one, only the columns asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,15 +310,21 @@ def staged_stem(path: str) -> str:
 
 def _read_file(out: str, table: str, file: StagedFile, wanted: Sequence[str]) -> pa.Table:
     schema = SCHEMAS[table]
-    data = storage.read_bytes(storage.join(out, table, file.path))
     inside = [name for name in wanted if name not in partition_columns(table)]
-    rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=inside)
+    rows = _parquet(storage.join(out, table, file.path), file.size).read(columns=inside)
     values: dict[str, Any] = {"date": file.date, "category": file.category}
     for name in partition_columns(table):
         if name in wanted:
             column = pa.repeat(pa.scalar(values[name], schema.field(name).type), len(rows))
             rows = rows.append_column(name, column)
     return rows.select(list(wanted)).cast(pa.schema([schema.field(name) for name in wanted]))
+
+
+def _parquet(uri: str, size: int) -> pq.ParquetFile:
+    entry = storage.stat(uri) if size > WHOLE_BYTES else None
+    if entry is None:
+        return pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+    return pq.ParquetFile(pa.PythonFile(storage.RangedFile(entry), mode="r"), pre_buffer=True)
 
 
 def _action(file: StagedFile) -> AddAction:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from deltalake import DeltaTable
 from pyarrow import dataset
 
 from igd import storage, tables
-from igd.errors import ConfigError, LostRaceError, StorageError
+from igd.errors import ConfigError, LostRaceError, ObjectMissingError, StorageError
 from igd.records import HEATMAPS, SCORES
 from igd.tables import Change, StagedFile
 
@@ -384,6 +386,36 @@ def test_output_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     for bad in (foreign, foreign / "sub" / "thesis.tex"):
         with pytest.raises(ConfigError, match=r"holds something else \((sub/thesis\.tex|a file)\)"):
             tables.check_output(str(bad))
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_a_large_file_no_more_than_the_columns_asked_for_is_read(
+        place: str, tmp_path: Path, request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    out = str(tmp_path) if place == "local" else request.getfixturevalue("bucket")
+    digests = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(20_000)]
+    rows = score_rows("a", "x", [digest[:32] for digest in digests])
+    rows = rows.set_column(rows.schema.get_field_index("sha256"), "sha256", pa.array(digests))
+    file = tables.stage(out, "scores", rows, date=DAY, category="x", stem="a-00000000")
+    tables.replace_scores(out, [file], date=DAY, categories=["x"], run_id="a", metadata={})
+    whole = tables.read(out, "scores", DAY, files=[replace(file, size=1)])
+    assert whole.equals(rows)
+    read: list[int] = []
+
+    def ranged(uri: str, offset: int, length: int, real: Any = storage.read_range,
+               **version: str) -> bytes:
+        read.append(length)
+        return bytes(real(uri, offset, length, **version))
+
+    monkeypatch.setattr(storage, "read_range", ranged)
+    columns = ["image_id", "category"]
+    assert tables.read(out, "scores", DAY, columns=columns).equals(whole.select(columns))
+    assert 0 < sum(read) < file.size / 2
+    assert tables.read(out, "scores", DAY).equals(whole)
+    where = storage.join(out, "scores", file.path)
+    storage.delete(where)
+    with pytest.raises(ObjectMissingError):
+        tables.read(out, "scores", DAY, columns=columns)
 
 
 def test_without_a_table_there_is_nothing_to_read(out: str) -> None:

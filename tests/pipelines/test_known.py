@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from batch_runs import begun, do_shards
 from deltalake import DeltaTable
 
 from igd import registry, storage, tables
@@ -16,11 +18,12 @@ from igd.errors import LostRaceError
 from igd.pipelines import score as scoring
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.gc import collect
-from igd.pipelines.known import PASSING
+from igd.pipelines.known import PASSING, known_ids
+from igd.pipelines.plan import make_plan
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run
 from igd.pipelines.shards import read_records
-from igd.records import Reason
+from igd.records import SCORES, Reason
 
 pytestmark = pytest.mark.usefixtures("no_cluster")
 NIGHTS = [date(2026, 1, day) for day in (2, 3, 4)]
@@ -62,7 +65,7 @@ def grow(source: str, folder, **counts: int) -> None:
 
 def scored_without(wanted: Request, path: Path) -> dict:
     """Runs a command while one planned file is away."""
-    scoring._find_or_plan(wanted, 256, lambda progress: None)
+    begun(wanted)
     away = path.rename(path.parent.parent / "away")
     summary = scoring.score(wanted)
     away.rename(path)
@@ -84,9 +87,13 @@ def test_a_night_without_anything_new_commits_nothing(nightly, dump, contents, k
     assert versions(wanted) == at and rows_of(wanted) == before
 
 
-def test_a_dump_that_grew_adds_to_what_is_there(nightly, folder) -> None:
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_dump_that_grew_adds_to_what_is_there(nightly, folder, place, tmp_path,
+                                                request) -> None:
     source = folder("d", weave=3, nobody=1)
-    wanted = nightly(source)
+    root = str(tmp_path) if place == "local" else request.getfixturevalue("bucket")
+    out = storage.join(root, "out")
+    wanted = nightly(source, out=out)
     scoring.score(wanted)
     assert scoring.score(wanted)["already_published"]
     grow(source, folder, weave=5, washer=1)
@@ -94,7 +101,7 @@ def test_a_dump_that_grew_adds_to_what_is_there(nightly, folder) -> None:
     assert (again["generation"], again["planned"], again["known"]) == (2, 3, 4)
     assert counts(wanted) == {(2, "weave"): 5, (2, "washer"): 1, (2, "_unrouted"): 1}
     grow(source, folder, weave=6)
-    assert scoring.score(nightly(source, night=1))["planned"] == 1
+    assert scoring.score(nightly(source, night=1, out=out))["planned"] == 1
     assert counts(wanted)[3, "weave"] == 1 and len(rows_of(wanted)) == 8
     assert collect(wanted.out, older_than=timedelta(days=7))["files"] == []
 
@@ -139,6 +146,27 @@ def test_the_same_night_tries_again_by_itself_and_replaces_the_reject(nightly, f
     assert scoring.score(wanted)["already_published"]
 
 
+def test_only_the_very_model_and_a_lasting_reason_make_an_image_known(tmp_path) -> None:
+    told = [("v1", "bits", None), ("v1", "bits", "empty"), ("v1", "bits", "vanished"),
+            ("v1", "other bits", None), ("v2", "bits", None), (None, None, "empty"),
+            (None, None, "unrouted"), (None, None, "unknown_category"), (None, None, "denied")]
+    rows = [{"image_id": f"{number:032x}", "source_uri": "s", "source_version": "v",
+             "member": "m", "ordinal": 0, "run_id": "r", "generation": 1, "status": "any",
+             "reject_reason": reason, "model_version": version, "score_fingerprint": bits,
+             "schema_version": 1, "scored_at": datetime.now(UTC), "date": NIGHTS[0],
+             "category": "weave"} for number, (version, bits, reason) in enumerate(told)]
+    file = tables.stage(str(tmp_path), "scores", pa.Table.from_pylist(rows, schema=SCORES),
+                        date=NIGHTS[0], category="weave", stem="r-00000000")
+
+    def known(*about: object) -> list[int]:
+        return [int(found.hex(), 16) for found in
+                map(bytes, known_ids(str(tmp_path), file, *about).view("V16"))]
+
+    assert known({"version": "v1", "score_fingerprint": "bits"}) == [0, 1]
+    assert known(None, "unrouted") == [6] and known(None, "unknown_category") == [7]
+    assert known(None) == [0, 1, 3, 4, 5, 6, 7]
+
+
 def test_reasons_that_pass_are_reasons() -> None:
     assert {"vanished", "changed", "denied"} <= set(PASSING) & set(Reason)
 
@@ -164,8 +192,8 @@ def test_another_model_makes_every_image_new(nightly, folder, tiny_data, tiny_mo
 
 def staged(wanted: Request) -> tuple[Run, dict, dict]:
     """A run that is scored and audited, and not published."""
-    run, plan = scoring._find_or_plan(wanted, 2, lambda progress: None)
-    scoring._score_shards(run, plan, range(plan["shards"]))
+    run, plan = begun(wanted, 2)
+    do_shards(run, plan, range(plan["shards"]))
     records = read_records(run.at())
     audit(run, plan, records)
     return run, plan, records
@@ -209,8 +237,8 @@ def test_an_older_generation_adds_nothing_after_a_newer_one(nightly, folder) -> 
     wanted = nightly(folder("d", weave=2))
     old = staged(wanted)
     newer = Run(request=wanted, generation=2)
-    plan = scoring.make_plan(newer)
-    scoring._score_shards(newer, plan, range(plan["shards"]))
+    plan = make_plan(newer)
+    do_shards(newer, plan, range(plan["shards"]))
     assert publish(newer, plan, read_records(newer.at()))
     with pytest.raises(LostRaceError, match="-g2 published"):
         publish(*old)

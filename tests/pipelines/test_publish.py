@@ -12,6 +12,7 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from batch_runs import begun, do_shards
 from pyarrow import dataset
 
 from igd import storage, tables
@@ -217,14 +218,14 @@ def test_a_publish_killed_at_any_write_leaves_the_old_rows_or_the_new(
     """Rows of another run are rewritten in both, and the same command ends as if undisturbed."""
     first = asked(folder("d", weave=2, nobody=3), new_only=new_only)
     lost = tmp_path / "d" / "weave" / "000.png"
-    scoring._find_or_plan(first, 256, lambda progress: None)
+    begun(first)
     lost.rename(tmp_path / "away")
     scoring.score(first)
     (tmp_path / "away").rename(lost)
     wanted = asked(*first.sources, folder("d2", washer=2), heatmaps="all", new_only=new_only,
                    selection=EVERYTHING if new_only else selection(["washer/*", "nobody/*1.png"]))
-    run, plan = scoring._find_or_plan(wanted, 256, lambda progress: None)
-    scoring._score_shards(run, plan, range(plan["shards"]))
+    run, plan = begun(wanted)
+    do_shards(run, plan, range(plan["shards"]))
     records, before = read_records(run.at()), owners(wanted)
     out, saved = storage.local_path(wanted.out), tmp_path / "saved"
     shutil.copytree(out, saved)
