@@ -91,15 +91,19 @@ class Takeover:
         """A file's other rows, in a new file of the same run unless they are all it has."""
         key = file.path, unwanted.tobytes()
         if key not in self._rewritten:
-            rows = tables.read(self._out, "scores", file.date, files=[file])
-            kept = rows.filter(pa.array(~among(packed(rows["image_id"].to_pylist()), unwanted)))
-            self._rewritten[key] = [file] if len(kept) == len(rows) else [tables.stage(
-                self._out, "scores", kept, date=file.date, category=file.category,
-                stem=tables.staged_stem(file.path))] if len(kept) else []
+            self._rewritten[key] = self._rewrite(file, unwanted)
         return self._rewritten[key]
 
+    def _rewrite(self, file: StagedFile, unwanted: Ids) -> list[StagedFile]:
+        rows = tables.read(self._out, "scores", file.date, files=[file])
+        kept = rows.filter(pa.array(~among(packed(rows["image_id"].to_pylist()), unwanted)))
+        if len(kept) in (0, len(rows)):
+            return [file] if len(kept) else []
+        return [tables.stage(self._out, "scores", kept, date=file.date, category=file.category,
+                             stem=tables.staged_stem(file.path))]
+
     def _hit(self, file: StagedFile) -> Ids:
-        """Sorted ids of a file that are the run's own; only its column of ids is decoded."""
+        """Sorted ids of a file that are the run's own; only its column of ids is read."""
         owned = self._owned.get(file.category or "")
         if owned is None:
             return packed([])
@@ -144,7 +148,7 @@ class Addition:
         return [file] if unwanted is None else self._take_over.without(file, unwanted)
 
     def _spared(self, live: Sequence[StagedFile]) -> dict[str, Ids]:
-        """The run's ids that files of no plan hold, by category, sorted and each once."""
+        """The run's ids that files since its plan hold, by category, sorted and each once."""
         found: dict[str, list[Ids]] = {}
         for file in live:
             if file.path not in self._seen and len(ids := self._of_others(file)):
