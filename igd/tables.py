@@ -1,8 +1,8 @@
 """Delta tables: files staged inside a table, one commit that puts them in sight, and reading.
 
 A file named in a commit is never written again. The commit on `scores` is the publish point of
-a run: it replaces the run's date and categories at once, so that a reader sees the old rows or
-the new ones, never a mix.
+a run: it replaces the run's date and categories at once, or adds to them, so that a reader sees
+the old rows or the new ones, never a mix.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date as Date
 from typing import Any
 from urllib.parse import unquote
@@ -31,6 +31,8 @@ from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES, UNROUTED
 SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
 MARKER = ".igd-ray.json"
 MAX_COMMIT_ATTEMPTS = 30
+WHOLE_BYTES = 1024 * 1024
+"""A file of so many bytes is read whole; of a larger one, only the columns asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,24 @@ class StagedFile:
     rows: int
     date: Date
     category: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Files that leave and enter a table in one commit.
+
+    Attributes:
+        added: staged by now.
+        rows: of those added, how many are the publishing run's own.
+    """
+
+    removed: list[StagedFile] = field(default_factory=list)
+    added: list[StagedFile] = field(default_factory=list)
+    rows: int = 0
+
+
+Decide = Callable[[Sequence[StagedFile]], Change]
+"""Live files of the snapshot that a commit is made on to what it changes among them."""
 
 
 def check_output(out: str) -> None:
@@ -113,12 +133,16 @@ def append_once(out: str, table: str, files: Sequence[StagedFile], *, run_id: st
 
 
 def replace_scores(out: str, files: Sequence[StagedFile], *, date: Date,
-                   categories: Sequence[str], run_id: str,
-                   metadata: Mapping[str, str]) -> bool:
+                   categories: Sequence[str], run_id: str, metadata: Mapping[str, str],
+                   take_over: Decide = lambda others: Change()) -> bool:
     """The publish point: one commit that replaces a date's categories by a run's rows.
 
     What goes is everything of earlier generations of the same request, and what other runs
     have in the categories; their unrouted images stay, for those are of other dumps.
+
+    Args:
+        take_over: given the date's files that stay, what goes of them all the same; asked anew
+            on every snapshot.
 
     Returns:
         False where the rows of this very run are in place already.
@@ -127,29 +151,51 @@ def replace_scores(out: str, files: Sequence[StagedFile], *, date: Date,
         LostRaceError: another run published one of the categories while this one was at it, or
             a later generation of the same request is in place.
     """
-    app_id = f"igd/scores/date={date.isoformat()}"
     before: set[str] | None = None
 
     def attempt(delta: DeltaTable) -> bool:
         nonlocal before
-        replaced = replaced_by(run_id, categories, _files_of(delta, date))
+        found = list(_files_of(delta, date))
+        replaced = replaced_by(run_id, categories, found)
         live = {staged_run(file.path) for file in replaced}
         if live == {run_id}:
             return False
-        mine = _generation(run_id, run_id)
-        later = [other for other in live if _generation(other, run_id) > mine]
-        if later or (before is not None and live != before):
-            raise LostRaceError(f"run {', '.join(sorted(later or live))} published {date} while "
-                                f"this run ({run_id}) was at work; run the command again to "
-                                "replace its rows")
+        _refuse_to_follow(live, run_id, date)
+        if before is not None and live != before:
+            raise _lost_to(live, run_id, date)
         before = live
-        version = (delta.transaction_version(app_id) or 0) + 1
-        delta.create_write_transaction(
-            [*map(_removal, replaced), *map(_action, files)], mode="append", schema=SCORES,
-            partition_by=list(PARTITION_BY),
-            commit_properties=CommitProperties(
-                custom_metadata={"igd.run_id": run_id, **metadata}, max_commit_retries=0,
-                app_transactions=[Transaction(app_id, version)]))
+        others = take_over([file for file in found if file not in replaced])
+        change = Change(removed=[*replaced, *others.removed], added=[*files, *others.added])
+        _publish(delta, change, date, run_id, metadata)
+        return True
+
+    return _until_committed(out, "scores", attempt)
+
+
+def append_scores(out: str, decide: Decide, *, date: Date, run_id: str,
+                  metadata: Mapping[str, str]) -> bool:
+    """The publish point of a run that adds to a date: one commit, or none with nothing to add.
+
+    Args:
+        decide: given the live files of every date, what is to change; asked anew on every
+            snapshot.
+
+    Returns:
+        False where this very run was committed before.
+
+    Raises:
+        LostRaceError: a later generation of the same request is in place.
+    """
+    once = Transaction(f"igd/scores/run={run_id}", 1)
+
+    def attempt(delta: DeltaTable) -> bool:
+        if delta.transaction_version(once.app_id) is not None:
+            return False
+        live = list(_files_of(delta, None))
+        _refuse_to_follow({staged_run(file.path) for file in live}, run_id, date)
+        change = decide(live)
+        if change.added or change.removed:
+            _publish(delta, change, date, run_id, {**metadata, "igd.rows": str(change.rows)}, once)
         return True
 
     return _until_committed(out, "scores", attempt)
@@ -167,6 +213,12 @@ def live_files(out: str, table: str, date: Date | None = None) -> list[StagedFil
     """The files (of a date) that the table's newest version names; empty without a table."""
     delta = _open(out, table)
     return [] if delta is None else list(_files_of(delta, date))
+
+
+def snapshot(out: str, table: str, version: int | None = None) -> tuple[int, list[StagedFile]]:
+    """A version of a table (the newest) and its files; version 0 without files where it is not."""
+    delta = _open(out, table, version)
+    return (0, []) if delta is None else (delta.version(), list(_files_of(delta, None)))
 
 
 def listing(out: str, table: str, date: Date | None = None) -> dict[str, Any]:
@@ -248,20 +300,31 @@ def read(out: str, table: str, date: Date, *, columns: Sequence[str] | None = No
 
 def staged_run(path: str) -> str:
     """The run a file of a table belongs to, from its name."""
-    return path.rsplit("/", 1)[-1].rsplit("-", 2)[0]
+    return staged_stem(path).rsplit("-", 1)[0]
+
+
+def staged_stem(path: str) -> str:
+    """What `stage` was told to begin a file's name with."""
+    return path.rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
 def _read_file(out: str, table: str, file: StagedFile, wanted: Sequence[str]) -> pa.Table:
     schema = SCHEMAS[table]
-    data = storage.read_bytes(storage.join(out, table, file.path))
     inside = [name for name in wanted if name not in partition_columns(table)]
-    rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=inside)
+    rows = _parquet(storage.join(out, table, file.path), file.size).read(columns=inside)
     values: dict[str, Any] = {"date": file.date, "category": file.category}
     for name in partition_columns(table):
         if name in wanted:
             column = pa.repeat(pa.scalar(values[name], schema.field(name).type), len(rows))
             rows = rows.append_column(name, column)
     return rows.select(list(wanted)).cast(pa.schema([schema.field(name) for name in wanted]))
+
+
+def _parquet(uri: str, size: int) -> pq.ParquetFile:
+    entry = storage.stat(uri) if size > WHOLE_BYTES else None
+    if entry is None:
+        return pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+    return pq.ParquetFile(pa.PythonFile(storage.RangedFile(entry), mode="r"), pre_buffer=True)
 
 
 def _action(file: StagedFile) -> AddAction:
@@ -278,6 +341,31 @@ def _removal(file: StagedFile) -> RemoveAction:
     return RemoveAction(path=action.path, data_change=True, size=action.size,
                         deletion_timestamp=action.modification_time,
                         partition_values=dict(action.partition_values))
+
+
+def _publish(delta: DeltaTable, change: Change, date: Date, run_id: str,
+             metadata: Mapping[str, str], *once: Transaction) -> None:
+    """Commits on exactly this snapshot of `scores`, or fails."""
+    app_id = f"igd/scores/date={date.isoformat()}"
+    version = (delta.transaction_version(app_id) or 0) + 1
+    delta.create_write_transaction(
+        [*map(_removal, change.removed), *map(_action, change.added)], mode="append",
+        schema=SCORES, partition_by=list(PARTITION_BY),
+        commit_properties=CommitProperties(
+            custom_metadata={"igd.run_id": run_id, **metadata}, max_commit_retries=0,
+            app_transactions=[Transaction(app_id, version), *once]))
+
+
+def _refuse_to_follow(live: Collection[str], run_id: str, date: Date) -> None:
+    """Raises where a later generation of a run's request has published."""
+    mine = _generation(run_id, run_id)
+    if later := [other for other in live if _generation(other, run_id) > mine]:
+        raise _lost_to(later, run_id, date)
+
+
+def _lost_to(others: Collection[str], run_id: str, date: Date) -> LostRaceError:
+    return LostRaceError(f"run {', '.join(sorted(others))} published {date} while this run "
+                         f"({run_id}) was at work; run the command again to replace its rows")
 
 
 def _generation(run_id: str, other: str) -> int:
@@ -297,10 +385,10 @@ def _files_of(delta: DeltaTable, date: Date | None) -> Iterator[StagedFile]:
                              category=row.get("partition.category"))
 
 
-def _open(out: str, table: str) -> DeltaTable | None:
+def _open(out: str, table: str, version: int | None = None) -> DeltaTable | None:
     location, options = storage.delta_location(storage.join(out, table))
     try:
-        return DeltaTable(location, storage_options=options)
+        return DeltaTable(location, version=version, storage_options=options)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:

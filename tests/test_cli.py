@@ -45,9 +45,9 @@ def test_the_contract_of_options_holds() -> None:
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
         "score": "--models --out --date --category --category-from --category-column --heatmaps "
-                 "--fpr --json --include --exclude --limit --unknown-category",
+                 "--fpr --json --include --exclude --limit --unknown-category --new-only",
         "plan": "--models --out --date --category --category-from --category-column --json "
-                "--include --exclude --limit --unknown-category",
+                "--include --exclude --limit --unknown-category --new-only",
         "verify": "--out --date", "files": "--out --date --table --json",
         "gc": "--out --older-than --dry-run --json",
         "report": "--out --date", "serve": "--models", "demo": "--out",
@@ -126,6 +126,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
                                      "weave/*"],
         "belong together": ["plan", dump, "--models", tiny_models, "--category", "weave", "--out",
                             out],
+        "new beside which tables?": ["plan", dump, "--models", tiny_models, "--category", "weave",
+                                     "--new-only"],
         "no output of igd-ray": ["gc", "--out", thesis],
         "such as 36h, 7d or 2w": ["gc", "--out", out, "--older-than", "week"],
         "at least 24h": ["gc", "--out", out, "--older-than", "1h"],
@@ -269,6 +271,17 @@ def test_a_plan_from_the_command_line(tiny_data, tiny_models, tmp_path, answers)
     assert "  6 images left out by --include and --exclude\n" in said
     assert "0 images are published for 2026-01-02; 7 of these are not among them" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_new_from_the_command_line(tiny_models, tmp_path, answers) -> None:
+    (tmp_path / "dump").mkdir()
+    where = [tmp_path / "dump", "--models", tiny_models, "--out", tmp_path / "out", "--category",
+             "weave", "--new-only"]
+    assert "0 images, 0 bytes to read" in answers(0, "plan", *where)
+    for said in ("nothing new; 0 planned", "already published; 0 planned"):
+        assert said in answers(0, "score", *where, "--date", "2026-01-02", "--json",
+                               tmp_path / "said.json")
+    assert json.loads((tmp_path / "said.json").read_text())["state"] == "nothing new"
 
 
 def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from deltalake import DeltaTable
 from pyarrow import dataset
 
 from igd import storage, tables
-from igd.errors import ConfigError, LostRaceError
+from igd.errors import ConfigError, LostRaceError, ObjectMissingError, StorageError
 from igd.records import HEATMAPS, SCORES
-from igd.tables import StagedFile
+from igd.tables import Change, StagedFile
 
 DAY, OTHER_DAY = date(2026, 3, 1), date(2026, 3, 2)
 
@@ -281,6 +283,71 @@ def test_processes_that_publish_one_date_never_mix_their_rows(out: str) -> None:
     assert said.count("True") <= version(out) <= len(names) + said.count("True")
 
 
+def test_files_that_others_keep_change_in_the_same_commit(out: str) -> None:
+    publish(out, "a", {"x": ["1"], "_unrouted": ["2", "3"]})
+    at = version(out)
+    kept, = (file for file in tables.live_files(out, "scores") if file.category == "_unrouted")
+
+    def take_over(others: Sequence[StagedFile]) -> Change:
+        asked.append(list(others))
+        return Change(removed=[kept], added=[stage(out, "a", "_unrouted", "3")])
+
+    asked: list[list[StagedFile]] = []
+    files = [stage(out, "b", "x", "4"), stage(out, "b", "_unrouted", "2")]
+    assert tables.replace_scores(out, files, date=DAY, categories=["x", "_unrouted"], run_id="b",
+                                 metadata={}, take_over=take_over)
+    assert asked == [[kept]] and version(out) == at + 1
+    assert seen(out) == [("_unrouted", "2"), ("_unrouted", "3"), ("x", "4")]
+
+
+def append(out: str, run_id: str, *names: str, look: Callable[[], object] = lambda: None) -> bool:
+    """Adds images that no live file has, as a run would."""
+    def decide(live: Sequence[StagedFile]) -> Change:
+        there = {row["image_id"] for file in live for row in
+                 tables.read(out, "scores", file.date, files=[file]).to_pylist()}
+        look()
+        new = [name for name in names if name not in there]
+        return Change(added=[stage(out, run_id, "x", *new)] if new else [], rows=len(new))
+
+    return tables.append_scores(out, decide, date=DAY, run_id=run_id, metadata={"igd.m": "n"})
+
+
+def test_rows_are_added_beside_those_of_every_run_and_once(out: str) -> None:
+    assert publish(out, "a", {"x": ["1"]}) and append(out, "b", "1", "2", "3")
+    last = DeltaTable(f"{out}/scores").history(1)[0]
+    assert (last["igd.run_id"], last["igd.rows"], last["igd.m"]) == ("b", "2", "n")
+    at = version(out)
+    assert append(out, "b", "9") is False
+    assert append(out, "c", "1", "2") is True  # nothing to add, no commit
+    assert version(out) == at and seen(out) == [("x", "1"), ("x", "2"), ("x", "3")]
+    assert publish(out, "d", {"x": ["4"]}) and append(out, "b", "1") is False
+
+
+def test_two_that_add_at_once_see_each_other(out: str) -> None:
+    publish(out, "old", {"x": ["0"]})
+    barrier = threading.Barrier(2)
+    looked: list[str] = []
+
+    def meet() -> None:
+        looked.append("")
+        if len(looked) <= 2:
+            barrier.wait(timeout=60)
+
+    assert in_threads(*[lambda run=run: append(out, run, "1", "2", look=meet)
+                        for run in ("a", "b")]) == [True, True]
+    assert seen(out) == [("x", "0"), ("x", "1"), ("x", "2")] and len(looked) == 3
+
+
+def test_a_snapshot_is_of_one_version(out: str) -> None:
+    assert tables.snapshot(out, "scores") == (0, []) and not Path(out).exists()
+    publish(out, "a", {"x": ["1"]})
+    first = tables.snapshot(out, "scores")
+    publish(out, "b", {"x": ["2"]})
+    assert tables.snapshot(out, "scores", first[0]) == first != tables.snapshot(out, "scores")
+    with pytest.raises(StorageError, match="cannot be read"):
+        tables.snapshot(out, "scores", 99)
+
+
 def heatmap(out: str, run_id: str, image: str) -> StagedFile:
     rows = pa.Table.from_pylist([{
         "run_id": run_id, "image_id": image, "heatmap": b"png", "heatmap_min": 0.0,
@@ -319,6 +386,36 @@ def test_output_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     for bad in (foreign, foreign / "sub" / "thesis.tex"):
         with pytest.raises(ConfigError, match=r"holds something else \((sub/thesis\.tex|a file)\)"):
             tables.check_output(str(bad))
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_a_large_file_no_more_than_the_columns_asked_for_is_read(
+        place: str, tmp_path: Path, request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    out = str(tmp_path) if place == "local" else request.getfixturevalue("bucket")
+    digests = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(20_000)]
+    rows = score_rows("a", "x", [digest[:32] for digest in digests])
+    rows = rows.set_column(rows.schema.get_field_index("sha256"), "sha256", pa.array(digests))
+    file = tables.stage(out, "scores", rows, date=DAY, category="x", stem="a-00000000")
+    tables.replace_scores(out, [file], date=DAY, categories=["x"], run_id="a", metadata={})
+    whole = tables.read(out, "scores", DAY, files=[replace(file, size=1)])
+    assert whole.equals(rows)
+    read: list[int] = []
+
+    def ranged(uri: str, offset: int, length: int, real: Any = storage.read_range,
+               **version: str) -> bytes:
+        read.append(length)
+        return bytes(real(uri, offset, length, **version))
+
+    monkeypatch.setattr(storage, "read_range", ranged)
+    columns = ["image_id", "category"]
+    assert tables.read(out, "scores", DAY, columns=columns).equals(whole.select(columns))
+    assert 0 < sum(read) < file.size / 2
+    assert tables.read(out, "scores", DAY).equals(whole)
+    where = storage.join(out, "scores", file.path)
+    storage.delete(where)
+    with pytest.raises(ObjectMissingError):
+        tables.read(out, "scores", DAY, columns=columns)
 
 
 def test_without_a_table_there_is_nothing_to_read(out: str) -> None:

@@ -51,6 +51,10 @@ Exclude = Annotated[list[str] | None, typer.Option(
 Limit = Annotated[int | None, typer.Option(
     "--limit", metavar="N", help="Only the first N images, in source order: for trials. Their rows "
     "replace those of their categories for the date, as any run's do; give an --out of its own.")]
+NewOnly = Annotated[bool, typer.Option(
+    "--new-only", help="Leave out images that are published in --out with the same model under "
+    "any date, and add the others to the date instead of replacing its categories: for dumps that "
+    "grow. Images that could not be read are tried again.")]
 ShardMembers = Annotated[int, typer.Option(
     "--shard-members", min=1, help="Images per unit of work; does not affect results.")]
 Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]

@@ -71,9 +71,11 @@ class Counting:
 
 
 def warn_of_listing(found: dict[str, Any]) -> None:
-    """Tells of odd sources and of what --include and --exclude did, in a plan or a summary."""
+    """Tells of odd sources and of what was left out, in a plan or a summary."""
     for source in found["odd_sources"]:
         print(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
+    if found.get("known"):
+        print(f"  {found['known']} images left out by --new-only, published before")
     if found.get("left_out"):  # which summaries of earlier versions lack
         print(f"  {found['left_out']} images left out by --include and --exclude")
     if found.get("limit_reached"):

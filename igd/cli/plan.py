@@ -17,6 +17,7 @@ from igd.cli.options import (
     JsonFile,
     Limit,
     Models,
+    NewOnly,
     ShardMembers,
     Sources,
     UnknownCategory,
@@ -32,9 +33,10 @@ def plan(
     category_column: CategoryColumn = None,
     unknown_category: UnknownCategory = "reject",
     include: Include = None, exclude: Exclude = None, limit: Limit = None,
+    new_only: NewOnly = False,
     out: Annotated[str | None, typer.Option(
         "--out", metavar="URI", help="With --date: also say how many images are new, beside those "
-        "published there for the date.")] = None,
+        "published there for the date. With --new-only: where they are published.")] = None,
     date: Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD",
                                              help="See --out.")] = None,
     shard_members: ShardMembers = 256, json_file: JsonFile = None,
@@ -52,7 +54,9 @@ def plan(
     from igd.pipelines.run import inputs
 
     one_of("--unknown-category", unknown_category, UNKNOWN_CATEGORY)
-    if (out is None) != (date is None):
+    if new_only and out is None:
+        raise ConfigError("--new-only: new beside which tables? say so with --out URI")
+    if not new_only and (out is None) != (date is None):
         raise ConfigError("--out and --date belong together; give both or neither")
     wanted = inputs(sources, models=models,
                     routing=Routing(category=category, pattern=category_from,
@@ -60,8 +64,8 @@ def plan(
                     selection=selection(include or (), exclude or (), limit))
     found = preview(
         wanted, published=(out, date_of(date)) if out is not None and date is not None else None,
-        shard_members=shard_members, unknown_category=unknown_category,
-        progress=Counting("{} images listed"))
+        new_only=out if new_only else None, shard_members=shard_members,
+        unknown_category=unknown_category, progress=Counting("{} images listed"))
     _print(found, date)
     write_json(json_file, found)
     if found["exit_code"]:

@@ -20,6 +20,7 @@ from igd.cli.options import (
     JsonFile,
     Limit,
     Models,
+    NewOnly,
     Out,
     RayAddress,
     ShardMembers,
@@ -53,6 +54,7 @@ def score(
     category_column: CategoryColumn = None,
     unknown_category: UnknownCategory = "reject",
     include: Include = None, exclude: Exclude = None, limit: Limit = None,
+    new_only: NewOnly = False,
     heatmaps: Annotated[str, typer.Option(
         metavar="all|flagged|none", help="Which heatmaps are kept; flagged: those of images "
         "that are not normal.")] = "flagged",
@@ -81,6 +83,9 @@ def score(
 
     Example: `igd-ray score dump.tar s3://line1/2026-11-23 --models ./models --out ./out
     --date 2026-11-23 --category-from '{category}/*'`
+
+    What is new in a prefix that grows: `igd-ray score s3://line1/all --models ./models --out ./out
+    --date 2026-11-24 --category-from '{category}/*' --new-only`
     """
     from igd.data.routing import Routing
     from igd.data.selection import selection
@@ -92,7 +97,8 @@ def score(
                      routing=Routing(category=category, pattern=category_from,
                                      column=category_column),
                      selection=selection(include or (), exclude or (), limit), fpr=fpr,
-                     review_fpr=review_fpr, heatmaps=heatmaps, null_scorer=null_scorer)
+                     review_fpr=review_fpr, heatmaps=heatmaps, new_only=new_only,
+                     null_scorer=null_scorer)
     try:
         summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share,
@@ -205,7 +211,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
           f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
           f"{summary['images_per_s']} images/s")
     _print_pace(summary)
-    if not summary["planned"]:
+    if not summary["planned"] and not summary.get("new_only"):
         say("  the sources hold no image: what was published for this date before is replaced by "
              "nothing; check that the dump is there")
     for category, counts in summary["decisions"].items():
@@ -219,6 +225,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
                      f"instead of {summary['fpr']}")
     for reason, number in summary["rejected"].items():
         print(f"  rejected {number}: {reason}")
+    if summary.get("published_meanwhile"):
+        print(f"  {summary['published_meanwhile']} images are published by another run since this "
+              "one was planned, and left to it")
     warn_of_listing(summary)
     for name, uri in summary["tables"].items():
         print(f"  {name}: {uri}")

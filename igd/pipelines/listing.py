@@ -153,6 +153,10 @@ class Models:
     def unknown(self) -> dict[str, int]:
         return dict(sorted(self._unknown.items()))
 
+    def bundle(self, category: str) -> dict[str, Any] | None:
+        """What a plan freezes of a category's model; None where there is none."""
+        return self._bundles.get(category)
+
     def shard_limit(self, category: str) -> int:
         bundle = self._bundles.get(category)
         size = bundle["image"]["size"] if bundle else ImageConfig().size

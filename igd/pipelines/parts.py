@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from igd import storage, tables
 from igd.data.members import Member
-from igd.pipelines.listing import Listing, Routed
+from igd.pipelines.known import Known
+from igd.pipelines.listing import Listing, Models, Routed
+from igd.pipelines.ownership import Ids, among, packed
 from igd.pipelines.plan import part_file
 from igd.pipelines.run import Run, read_document
 from igd.records import PLAN
@@ -65,10 +66,12 @@ def plan_parts(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category
     parts = frozen_parts(run.at())
     yield from parts
     listing = Listing(run.request, unknown_category=unknown_category, bundles=_models_of(parts))
+    known = Known(run.request.out) if run.request.new_only else None
     planned = PlannedIds(run.at(), parts)
-    for pending in chunks(planned.without(listing.members(progress)), PART_SECONDS):
+    lacking = planned.without(listing.members(progress))
+    for pending in chunks(unless_known(lacking, known, listing.models), PART_SECONDS):
         while pending:
-            part, ours = _freeze(run, parts, pending, listing, shard_members)
+            part, ours = _freeze(run, parts, pending, listing, known, shard_members)
             parts.append(part)
             yield part
             if ours:
@@ -77,7 +80,7 @@ def plan_parts(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category
             planned.add(part)
             pending = planned.lacks(pending)
     tables.claim_output(run.request.out)
-    run.create_json("plan.json", _whole(run, parts, listing))
+    run.create_json("plan.json", _whole(run, parts, listing, known))
 
 
 def frozen_parts(run_at: str) -> list[Part]:
@@ -142,12 +145,21 @@ def chunks(members: Iterator[Routed], seconds: float | None = None) -> Iterator[
         yield chunk
 
 
+def unless_known(members: Iterator[Routed], known: Known | None, models: Models
+                 ) -> Iterator[Routed]:
+    """The members that are not published yet, or all where that does not matter."""
+    if known is None:
+        return members
+    return (routed for routed in members
+            if not known.has(routed.member, routed.category, models.bundle(routed.category)))
+
+
 class PlannedIds:
     """The ids of members that frozen parts hold, 16 bytes each."""
 
     def __init__(self, run_at: str, parts: Sequence[Part]) -> None:
         self._run_at = run_at
-        self._ids: list[NDArray[np.bytes_]] = []
+        self._ids: list[Ids] = []
         for part in parts:
             self.add(part)
 
@@ -160,8 +172,7 @@ class PlannedIds:
         ids = packed(routed.member.image_id for routed in members)
         there = np.zeros(len(ids), bool)
         for known in self._ids:
-            at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-            there |= known[at] == ids
+            there |= among(ids, known)
         return [routed for routed, known in zip(members, there, strict=True) if not known]
 
     def without(self, members: Iterator[Routed]) -> Iterator[Routed]:
@@ -178,13 +189,8 @@ class PlannedIds:
         yield from self.lacks(batch)
 
 
-def packed(ids: Iterable[str]) -> NDArray[np.bytes_]:
-    """Image ids of 32 hexadecimal digits as 16 bytes each."""
-    return np.array([bytes.fromhex(image_id) for image_id in ids], "S16")
-
-
 def _freeze(run: Run, parts: Sequence[Part], members: list[Routed], listing: Listing,
-            shard_members: int) -> tuple[Part, bool]:
+            known: Known | None, shard_members: int) -> tuple[Part, bool]:
     """Writes members as the next part; the part that counts, and whether it is this one."""
     first = sum(part["shards"] for part in parts)
     shards = list(shards_of(members, shard_members))
@@ -197,6 +203,7 @@ def _freeze(run: Run, parts: Sequence[Part], members: list[Routed], listing: Lis
         "shards": len(shards), "counts": dict(sorted(counts.items())),
         "bundles": listing.models.of(counts),
         "unknown_categories": sorted(listing.models.unknown()),
+        "known_version": known.version if known else None,
     }
     if run.create_json(f"plan/{len(parts):06d}.json", part):
         return part, True
@@ -206,7 +213,8 @@ def _freeze(run: Run, parts: Sequence[Part], members: list[Routed], listing: Lis
     return winner, False
 
 
-def _whole(run: Run, parts: Sequence[Part], listing: Listing) -> dict[str, Any]:
+def _whole(run: Run, parts: Sequence[Part], listing: Listing, known: Known | None
+           ) -> dict[str, Any]:
     wanted, picker = run.request, listing.picker
     so_far = plan_so_far(run, parts)
     bundles = {**listing.models.all(), **so_far["bundles"]}
@@ -218,6 +226,9 @@ def _whole(run: Run, parts: Sequence[Part], listing: Listing) -> dict[str, Any]:
         "limited_to": listing.inputs.count if picker.full else None,
         "bundles": bundles, "categories": sorted({*so_far["counts"], *bundles}),
         "unknown_categories": sorted(unknown),
+        "new_only": wanted.new_only, "known": known.left_out if known else 0,
+        # what was published later is looked for once more before this run publishes
+        "known_version": known and (parts[0]["known_version"] if parts else known.version),
         "source_records": [dataclasses.asdict(record) for record in listing.records],
     }
 

@@ -9,40 +9,43 @@ from datetime import date as Date
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from igd import tables
 from igd.data.members import Member
+from igd.pipelines.known import Known
 from igd.pipelines.listing import Listing
-from igd.pipelines.parts import SHARD_MEMBERS, chunks, packed, shards_of
+from igd.pipelines.ownership import Ids, IdSets, among, packed
+from igd.pipelines.parts import SHARD_MEMBERS, chunks, shards_of, unless_known
 from igd.pipelines.plan import any_bad, odd_sources
 from igd.pipelines.run import Inputs
 
 
 def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
-            shard_members: int = SHARD_MEMBERS, unknown_category: str = "reject",
+            new_only: str | None = None, shard_members: int = SHARD_MEMBERS,
+            unknown_category: str = "reject",
             progress: Callable[[int], None] = lambda members: None) -> dict[str, Any]:
     """Counts what the plan of a run would hold.
 
     Args:
         published: output and date whose published images are not new.
+        new_only: output whose published images, under any date, are left out.
 
     Returns:
         members, bytes to read, shards, images by category with the model that would score them,
         rejects known by now (each reason with a first example), categories without a model,
-        sources and the odd ones among them, what patterns left out; `published` and `new` where
-        asked for.
+        sources and the odd ones among them, what patterns left out; `published` and `new`, and
+        the `known` images left out, where asked for.
 
     Raises:
         IgdError: as `igd.pipelines.listing.Listing`, which see.
     """
-    known = None
-    if published is not None:
-        tables.check_output(published[0])
-        known = _published_ids(*published)
-    tally = _Tally(known)
+    for out in filter(None, (published and published[0], new_only)):
+        tables.check_output(out)
+    known = Known(new_only) if new_only is not None else None
+    of_date = _published_ids(*published) if published is not None else None
+    tally = _Tally(of_date)
     found = Listing(wanted, unknown_category=unknown_category)
-    for chunk in chunks(found.members(progress)):
+    for chunk in chunks(unless_known(found.members(progress), known, found.models)):
         for category, members in shards_of(chunk, shard_members):
             tally.add(category, members)
     records = [dataclasses.asdict(record) for record in found.records]
@@ -57,7 +60,8 @@ def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
         "unknown_categories": found.models.unknown(), "selection": wanted.selection.describe(),
         "left_out": found.picker.left_out, "unmatched": found.unmatched,
         "limit_reached": found.picker.full,
-        "published": None if known is None else len(known), "new": tally.new,
+        "published": None if of_date is None else len(np.unique(of_date)), "new": tally.new,
+        "known": None if known is None else known.left_out,
         "exit_code": 3 if any_bad(records) else 0,
     }
 
@@ -65,7 +69,7 @@ def preview(wanted: Inputs, *, published: tuple[str, Date] | None = None,
 class _Tally:
     """Takes shards as they close and keeps counts."""
 
-    def __init__(self, known: NDArray[np.bytes_] | None) -> None:
+    def __init__(self, known: Ids | None) -> None:
         self.bytes = self.shards = 0
         self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
@@ -84,17 +88,15 @@ class _Tally:
                     filter(None, (member.source_uri, member.name))))
         if self.new is not None and self._known is not None:
             ids = packed(member.image_id for member in members)
-            at = np.searchsorted(self._known, ids)
-            there = at < len(self._known)
-            self.new += len(ids) - int((self._known[at[there]] == ids[there]).sum())
+            self.new += len(ids) - int(among(ids, self._known).sum())
 
 
-def _published_ids(out: str, date: Date) -> NDArray[np.bytes_]:
-    """Sorted ids of a date's published images, 16 bytes each."""
-    parts = [packed(tables.read(out, "scores", date, columns=["image_id"], files=[file])
-                     ["image_id"].to_pylist())
-             for file in tables.live_files(out, "scores", date)]
-    return np.unique(np.concatenate([packed([]), *parts]))
+def _published_ids(out: str, date: Date) -> Ids:
+    """Sorted ids of a date's published images; one that two categories hold comes twice."""
+    files = tables.live_files(out, "scores", date)
+    return IdSets(sum(file.rows for file in files)).add(
+        packed(tables.read(out, "scores", date, columns=["image_id"], files=[file])
+               ["image_id"].to_pylist()) for file in files)
 
 
 def _model(bundle: dict[str, Any] | None) -> dict[str, Any]:

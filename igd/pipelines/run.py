@@ -54,6 +54,7 @@ class Request(Inputs):
     Attributes:
         fpr, review_fpr: false-positive rates of the two levels.
         null_scorer: every image has score 0, which measures all but the scoring.
+        new_only: add images that are published under no date, and leave all others as they are.
     """
 
     out: str
@@ -62,6 +63,7 @@ class Request(Inputs):
     review_fpr: float = 0.05
     heatmaps: HeatmapPolicy = "flagged"
     null_scorer: bool = False
+    new_only: bool = False
 
     @property
     def key(self) -> str:
@@ -77,6 +79,8 @@ class Request(Inputs):
                        self.selection.limit),)
         if self.null_scorer:
             parts += ("null_scorer",)
+        if self.new_only:
+            parts += ("new_only",)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -100,7 +104,8 @@ def inputs(sources: Sequence[str], *, models: str, routing: Routing,
 
 def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
             selection: Selection = EVERYTHING, fpr: float = 0.01, review_fpr: float = 0.05,
-            heatmaps: str = "flagged", null_scorer: bool = False) -> Request:
+            heatmaps: str = "flagged", new_only: bool = False,
+            null_scorer: bool = False) -> Request:
     """A checked `Request`.
 
     Raises:
@@ -115,7 +120,8 @@ def request(sources: Sequence[str], *, models: str, out: str, date: Date, routin
     _refuse_inside("--out", out, checked.sources)
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
     return Request(**vars(checked), out=storage.canonical(out), date=date, fpr=fpr,
-                   review_fpr=review_fpr, heatmaps=policy, null_scorer=null_scorer)
+                   review_fpr=review_fpr, heatmaps=policy, new_only=new_only,
+                   null_scorer=null_scorer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +166,18 @@ class Run:
         return next(storage.list_objects(self.at(COLLECTED)), None) is not None
 
     def is_live(self, plan: dict[str, Any]) -> bool:
-        """Whether the rows of this run, and no others, stand in `scores` for its categories."""
+        """Whether the rows of this run, and no others, stand in `scores` for its categories.
+
+        Of a run that adds to others' rows: whether nothing but its own commit has changed the
+        table since it was planned, for what it left out must still be there.
+        """
+        out = self.request.out
+        if plan.get("new_only"):
+            version, files = tables.snapshot(out, "scores")
+            added = any(tables.staged_run(file.path) == self.run_id for file in files)
+            return bool(version == plan["known_version"] + added) and added == bool(plan["members"])
         live = {tables.staged_run(file.path) for file in tables.replaced_by(
-            self.run_id, plan["categories"],
-            tables.live_files(self.request.out, "scores", self.request.date))}
+            self.run_id, plan["categories"], tables.live_files(out, "scores", self.request.date))}
         return live == ({self.run_id} if plan["members"] else set())
 
 

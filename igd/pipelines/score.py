@@ -27,6 +27,7 @@ from igd.pipelines.cluster import (
     own_error,
     quiet_data,
 )
+from igd.pipelines.known import is_unsettled
 from igd.pipelines.meter import Clock, Lap, Meter, Progress
 from igd.pipelines.parts import SHARD_MEMBERS, Part, frozen_parts, plan_parts, plan_so_far
 from igd.pipelines.plan import (
@@ -132,7 +133,7 @@ def _stands(run: Run, unknown_category: str) -> bool:
         return False
     if plan is None or run.read_json("published.json") is None:
         return same_arithmetic(begun)
-    return run.is_live(plan) and unchanged(run, plan)
+    return run.is_live(plan) and unchanged(run, plan) and not is_unsettled(run, plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,9 +303,13 @@ def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clo
     rejects = sum(rejected.values())
     share = rejects / plan["members"] if plan["members"] else 0.0
     seconds = time.monotonic() - clock.began
+    nothing_new = plan.get("new_only") and not plan["members"]
+    published = run.read_json("published.json") or {}
     return {
         "run_id": run.run_id, "generation": run.generation, "date": plan["date"],
-        "state": "published", "already_published": False,
+        "state": "nothing new" if nothing_new else "published", "already_published": False,
+        "new_only": plan.get("new_only", False), "known": plan.get("known", 0),
+        "published_meanwhile": published.get("published_meanwhile", 0),
         "planned": plan["members"], "scored": plan["members"] - rejects, "rejected": rejected,
         "reject_share": share, "max_reject_share": max_reject_share,
         "left_out": plan.get("left_out", 0), "unmatched": plan.get("unmatched", []),

@@ -97,7 +97,7 @@ class ShardScorer:
 
     def _say(self, category: str, row: dict[str, Any], pixels: pa.Buffer | None) -> dict[str, Any]:
         if pixels is None:
-            return {"status": Status.REJECTED}
+            return {"status": Status.REJECTED, **self._model(category)}
         if self.plan["null_scorer"]:
             return NULL_SCORE
         scorer, judge = self._scorer(category)
@@ -117,6 +117,13 @@ class ShardScorer:
             "model_version": scorer.bundle.version, "score_fingerprint": scorer.fingerprint,
             **self._heatmap(batch.heatmaps[0], verdict.decision),
         }
+
+    def _model(self, category: str) -> dict[str, Any]:
+        """The model that an image was rejected for, as its row names it."""
+        frozen = self.plan["bundles"].get(category)
+        return {} if frozen is None else {
+            "preset": frozen["preset"], "model_version": frozen["version"],
+            "score_fingerprint": frozen["score_fingerprint"]}
 
     def _heatmap(self, heatmap_HW: NDArray[np.float32], decision: Decision) -> dict[str, Any]:
         policy = self.plan["heatmaps"]

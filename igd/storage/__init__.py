@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import posixpath
 from collections.abc import Iterator
@@ -20,10 +21,10 @@ from igd.errors import ConfigError, ObjectMissingError, StorageError
 from igd.storage import local
 from igd.storage.entry import Entry
 
-__all__ = ["Entry", "abort_uploads", "canonical", "delete", "delta_location", "exists_dir",
-           "is_inside", "is_local",
-           "join", "list_dirs", "list_objects", "local_path", "put_if_absent",
-           "read_bytes", "read_range", "stat", "train_location", "write_bytes"]
+__all__ = ["Entry", "RangedFile", "abort_uploads", "canonical", "delete", "delta_location",
+           "exists_dir", "is_inside", "is_local", "join", "list_dirs", "list_objects",
+           "local_path", "put_if_absent", "read_bytes", "read_range", "stat", "train_location",
+           "write_bytes"]
 
 CREATE_ATTEMPTS = 4
 
@@ -110,6 +111,35 @@ def read_range(uri: str, offset: int, length: int, *, version: str | None = None
     if len(data) != length:
         raise StorageError(f"{uri}: got {len(data)} bytes at offset {offset}, expected {length}")
     return data
+
+
+class RangedFile(io.RawIOBase):
+    """One version of an object as a seekable file over `read_range`, for readers of parts."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._entry.size - self._at)
+        size = left if size < 0 else min(size, left)
+        data = read_range(self._entry.uri, self._at, size, version=self._entry.version)
+        self._at += size
+        return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -11,6 +11,7 @@ from batch_runs import begun, do_shards
 
 from igd import storage, tables
 from igd.config import preset_config
+from igd.data.routing import Routing
 from igd.data.selection import selection
 from igd.errors import LostRaceError, ModelError
 from igd.pipelines import score as scoring
@@ -29,6 +30,13 @@ def counts(wanted) -> Counter:
     return Counter(rows["category"].to_pylist())
 
 
+def runs_of(wanted, category: str) -> Counter:
+    """How many runs have how many rows in a category."""
+    rows = tables.read(wanted.out, "scores", wanted.date, columns=["category", "run_id"])
+    return Counter(Counter(row["run_id"] for row in rows.to_pylist()
+                           if row["category"] == category).values())
+
+
 def test_rejects_of_one_dump_outlive_another_dump_of_the_date(asked, folder) -> None:
     first, second = (asked(folder(name, **images)) for name, images in (
         ("d1", {"weave": 3, "nobody": 2}), ("d2", {"washer": 3, "nobody": 1})))
@@ -37,6 +45,39 @@ def test_rejects_of_one_dump_outlive_another_dump_of_the_date(asked, folder) -> 
     assert counts(first) == {"weave": 3, "washer": 3, "_unrouted": 3}
     assert scoring.score(first)["already_published"]
     assert scoring.score(second)["already_published"]
+
+
+def test_two_requests_over_one_dump_leave_a_row_for_each_image(asked, folder) -> None:
+    whole = asked(folder("d", weave=3, nobody=3))
+    part = asked(*whole.sources, selection=selection(["nobody/*"], limit=2))
+    scoring.score(whole)
+    assert scoring.score(part)["planned"] == 2
+    assert counts(whole) == {"weave": 3, "_unrouted": 3}
+    assert runs_of(whole, "_unrouted") == {1: 1, 2: 1}
+    assert scoring.score(whole)["already_published"] and scoring.score(part)["already_published"]
+
+
+def test_a_run_all_of_whose_rows_were_taken_over_is_replaced(asked, folder) -> None:
+    part = asked(folder("d", weave=1, nobody=2), selection=selection(["nobody/*"]))
+    whole = asked(*part.sources)
+    scoring.score(part)
+    scoring.score(whole)
+    assert runs_of(whole, "_unrouted") == {2: 1}
+    again = scoring.score(part)  # which takes them back
+    assert again["generation"] == 2 and counts(whole) == {"weave": 1, "_unrouted": 2}
+    assert set(tables.read(whole.out, "scores", whole.date)["run_id"].to_pylist()) > {
+        again["run_id"]}
+
+
+def test_categories_scored_one_after_the_other_stand_side_by_side(asked, folder) -> None:
+    """Also where both look at the very same images."""
+    one, two = (asked(folder("d", weave=3), routing=Routing(category=category))
+                for category in ("weave", "washer"))
+    scoring.score(one)
+    scoring.score(two)
+    rows = tables.read(one.out, "scores", one.date)
+    assert Counter(rows["category"].to_pylist()) == {"weave": 3, "washer": 3}
+    assert scoring.score(one)["already_published"]
 
 
 def test_a_category_that_left_the_dump_leaves_the_table(asked, folder) -> None:

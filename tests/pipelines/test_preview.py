@@ -63,6 +63,22 @@ def test_it_tells_what_is_new_and_leaves_no_trace(place, asked, published_run, r
     assert preview(wanted, published=(out, done.date.replace(day=9)))["published"] == 0
 
 
+def test_it_tells_what_new_only_would_leave(asked, published_run, tmp_path) -> None:
+    done = published_run.request
+    late = tmp_path / "late" / "weave" / "new.png"
+    late.parent.mkdir(parents=True)
+    late.write_bytes(b"new")
+    wanted = inputs([*done.sources, str(late.parents[1])], models=done.models,
+                    routing=done.routing)
+    found = preview(wanted, new_only=done.out)
+    assert (found["known"], found["members"], found["new"]) == (28, 1, None)
+    assert found["categories"]["weave"]["images"] == 1
+    both = preview(wanted, new_only=done.out, published=(done.out, done.date))
+    assert (both["known"], both["published"], both["new"]) == (28, 28, 1)
+    plan = make_plan(Run(request=asked(*wanted.sources, new_only=True), generation=1))
+    assert (plan["known"], plan["members"]) == (28, 1)
+
+
 def test_a_damaged_source_is_told_with_exit_code_3(asked, dump) -> None:
     tar = Path(dump("tar"))
     tar.write_bytes(tar.read_bytes()[:9000])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -10,13 +12,16 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from batch_runs import begun, do_shards
 from pyarrow import dataset
 
-from igd import tables
+from igd import storage, tables
+from igd.data.selection import EVERYTHING, selection
 from igd.errors import RunHeldError
+from igd.pipelines import score as scoring
 from igd.pipelines.publish import audit, publish
-from igd.pipelines.run import Run
-from igd.pipelines.shards import ShardScorer, read_shard, write_shard
+from igd.pipelines.run import Request, Run
+from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
 from igd.pipelines.verify import verify
 
 
@@ -173,3 +178,75 @@ def test_a_record_names_its_file_its_checksum_and_its_counts(finished) -> None:
                             .read_text())
         assert stored == record
         assert shard_file(run, record).stat().st_size == record["bytes"]
+
+
+class KilledError(Exception):
+    """Stands for a process that is gone."""
+
+
+def killed_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Ends what follows before its n-th write (even steps: 2n) or right after it (odd ones)."""
+    steps = itertools.count()
+
+    def ending(real):
+        def write(*args: object, **settings: object) -> object:
+            if next(steps) == step:
+                raise KilledError
+            done = real(*args, **settings)
+            if next(steps) == step:
+                raise KilledError
+            return done
+        return write
+
+    for place, name in ((storage, "write_bytes"), (storage, "put_if_absent"),
+                        (tables.DeltaTable, "create_write_transaction")):
+        patch.setattr(place, name, ending(getattr(place, name)))
+
+
+def owners(wanted: Request) -> dict[tuple[str, str], str]:
+    """(category, image) to the run of its one row."""
+    rows = tables.read(wanted.out, "scores", wanted.date).to_pylist()
+    found = {(row["category"], row["image_id"]): row["run_id"] for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize("new_only", [False, True], ids=["rewriting", "adding"])
+def test_a_publish_killed_at_any_write_leaves_the_old_rows_or_the_new(
+        asked, folder, new_only, tmp_path) -> None:
+    """Rows of another run are rewritten in both, and the same command ends as if undisturbed."""
+    first = asked(folder("d", weave=2, nobody=3), new_only=new_only)
+    lost = tmp_path / "d" / "weave" / "000.png"
+    begun(first)
+    lost.rename(tmp_path / "away")
+    scoring.score(first)
+    (tmp_path / "away").rename(lost)
+    wanted = asked(*first.sources, folder("d2", washer=2), heatmaps="all", new_only=new_only,
+                   selection=EVERYTHING if new_only else selection(["washer/*", "nobody/*1.png"]))
+    run, plan = begun(wanted)
+    do_shards(run, plan, range(plan["shards"]))
+    records, before = read_records(run.at()), owners(wanted)
+    out, saved = storage.local_path(wanted.out), tmp_path / "saved"
+    shutil.copytree(out, saved)
+    assert publish(run, plan, records)
+    after = owners(wanted)
+    shared = {key for key, owner in after.items() if before.get(key, owner) != owner}
+    assert {category for category, _ in shared} == ({"weave"} if new_only else {"_unrouted"})
+    assert set(after.values()) == {*before.values(), run.run_id} and set(after) > set(before)
+    for step in itertools.count():
+        shutil.rmtree(out)
+        shutil.copytree(saved, out)
+        with pytest.MonkeyPatch.context() as patch:
+            killed_at(step, patch)
+            try:
+                publish(run, plan, records)
+                break
+            except KilledError:
+                pass
+        assert owners(wanted) in (before, after)
+        assert scoring.score(wanted)["generation"] == 1
+        assert owners(wanted) == after
+        assert len(tables.read(wanted.out, "heatmaps", wanted.date)) >= 2
+        assert scoring.score(wanted)["already_published"]
+    assert step > 2 * 8
