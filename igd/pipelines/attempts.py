@@ -16,6 +16,8 @@ from igd import storage
 from igd.errors import StorageError
 
 ATTEMPTS = "attempts"
+HOPELESS = 50
+"""Deaths at a shard that end its run; a driver that is killed again and again adds to them too."""
 
 
 @contextlib.contextmanager
@@ -25,13 +27,23 @@ def attempt(run_at: str, shard: int) -> Iterator[int]:
     Yields:
         How many others at this shard have begun and not ended. They died, whoever killed them;
         one that is at it this moment counts among them.
+
+    Raises:
+        StorageError: they are `HOPELESS`; they count no more, so that the run can be taken up.
     """
     folder = storage.join(run_at, ATTEMPTS)
-    others = sum(entry.key.startswith(f"{shard:08d}-") for entry in storage.list_objects(folder))
+    others = [entry.uri for entry in storage.list_objects(folder)
+              if entry.key.startswith(f"{shard:08d}-")]
+    if len(others) >= HOPELESS:
+        for mark in others:
+            storage.delete(mark)
+        raise StorageError(f"shard {shard} of {run_at} has cost {len(others)} workers their life; "
+                           "see in Ray's logs what they died of (memory?), then run the command "
+                           "again, or leave its images out (--exclude)")
     mark = storage.join(folder, f"{shard:08d}-{uuid.uuid4().hex}")
     storage.write_bytes(mark, b"{}\n")
     try:
-        yield others
+        yield len(others)
     finally:
         with contextlib.suppress(StorageError):  # then one death too many is counted, no more
             storage.delete(mark)

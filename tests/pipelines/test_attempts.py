@@ -10,6 +10,7 @@ import pytest
 
 from igd import storage
 from igd.errors import StorageError
+from igd.pipelines import attempts
 from igd.pipelines.attempts import attempt
 
 
@@ -37,6 +38,21 @@ def test_an_attempt_that_ends_leaves_no_mark(tmp_path) -> None:
         assert len(list(storage.list_objects(str(tmp_path)))) == 1
         raise StorageError("gone")
     assert list(storage.list_objects(str(tmp_path))) == []
+
+
+def test_a_shard_that_kills_every_worker_ends_its_run_and_is_tried_again_by_the_next(
+        tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(attempts, "HOPELESS", 2)
+    for shard in (3, 3, 4):
+        die(str(tmp_path), shard)
+    with pytest.raises(StorageError, match=r"shard 3 of .* has cost 2 workers"), attempt(
+            str(tmp_path), 3):
+        pytest.fail("went on")
+    died = {}
+    for shard in (3, 4):
+        with attempt(str(tmp_path), shard) as died[shard]:
+            pass
+    assert died == {3: 0, 4: 1}
 
 
 def test_a_mark_that_cannot_be_taken_away_costs_no_work(tmp_path, monkeypatch) -> None:
