@@ -127,14 +127,8 @@ class _Child:
 
     def __init__(self, image: ImageConfig) -> None:
         self._socket, theirs = Pipe()
-        code = f"from igd.data.decoders import serve; serve({theirs.fileno()})"
-        paths = os.pathsep.join(path for path in sys.path if path)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code], pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True)  # an interrupt from the keyboard is for its parent
+            self._process = _started(theirs.fileno())
         memory = SPARE_BYTES + PIXEL_BYTES * image.max_pixels
         settings = {"image": asdict(image), "memory_bytes": memory, "cpu_s": CPU_S}
         try:
@@ -176,6 +170,20 @@ class _Child:
         if status < 0:
             return f"was killed by signal {-status} ({signal.strsignal(-status)})"
         return f"ended with exit status {status}"
+
+
+def _started(handle: int) -> subprocess.Popen[bytes]:
+    code = f"from igd.data.decoders import serve; serve({handle})"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code], pass_fds=[handle], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True)  # an interrupt from the keyboard is for its parent
+    except OSError as error:
+        raise StorageError(f"a process to decode images in could not be started: {error}; are "
+                           "memory and processes of this node at an end?") from error
 
 
 def _answer(content: bytes, image: ImageConfig) -> bytes:

@@ -114,7 +114,8 @@ def test_an_image_is_not_rejected_for_a_child_that_something_else_killed(bad_dec
     assert Path(os.environ["BAD_DECODER_FLAG"]).exists()
 
 
-def test_a_child_has_room_for_the_largest_image_allowed() -> None:
+def test_a_child_has_room_for_the_largest_image_allowed(monkeypatch) -> None:
+    monkeypatch.setattr(decoders, "SPARE_BYTES", 1 << 26)
     stream = io.BytesIO()
     Image.new("RGBA", (8000, 8000), (9, 8, 7, 6)).save(stream, "TIFF", compression="tiff_lzw")
     with CarefulDecoder(CONFIG) as careful:
@@ -170,9 +171,12 @@ def test_a_child_dies_with_its_parent(bad_decoder, how: str) -> None:
     _until(lambda: not child.is_running() or child.status() == "zombie")
 
 
-def test_a_child_that_cannot_start_is_no_fault_of_the_image(monkeypatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with CarefulDecoder(CONFIG) as careful, pytest.raises(StorageError, match="exit status 1"):
+@pytest.mark.parametrize(("python", "said"), [
+    ("/bin/false", "exit status 1"), ("/no/python", "No such file")])
+def test_a_child_that_cannot_start_is_no_fault_of_the_image(monkeypatch, python: str,
+                                                            said: str) -> None:
+    monkeypatch.setattr(sys, "executable", python)
+    with CarefulDecoder(CONFIG) as careful, pytest.raises(StorageError, match=said):
         careful(GOOD)
 
 
