@@ -24,6 +24,7 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     MULTI_FRAME = "multi_frame"
     UNSUPPORTED_MODE = "unsupported_mode"
+    DECODER_CRASH = "decoder_crash"
     UNROUTED = "unrouted"
     UNKNOWN_CATEGORY = "unknown_category"
     NOT_REGULAR = "not_regular"

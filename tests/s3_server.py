@@ -46,7 +46,8 @@ def s3_server() -> Iterator[dict[str, str]]:
         server = subprocess.Popen(
             [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
              *(f"-{name}.port={port}" for name, port in ports.items()), "-s3.port.iceberg=0",
-             "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={BUCKET}", "-master.telemetry=false"],
+             "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={BUCKET}",
+             "-master.telemetry=false"],
             cwd=folder, env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT)
     try:
         _wait_until_it_answers(server, f"{endpoint}/{BUCKET}", Path(folder, "log"))

@@ -11,6 +11,7 @@ header says more than `max_pixels`    `too_large`, before pixels are allocated
 a side under `MIN_SIDE` (8) px        `too_small`
 animation, several pages              `multi_frame`
 a file that was cut                   `truncated`; missing pixels are never filled in
+no memory for it                      `decoder_crash`
 anything else Pillow raises           `corrupt`
 PNG                                   the checksum of every whole chunk is verified; what
                                       follows the last IDAT may be cut or missing (no IEND)
@@ -105,6 +106,8 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         return _rgb(_load(data, max_pixels))
     except ImageError:
         raise
+    except MemoryError:
+        raise ImageError(Reason.DECODER_CRASH, "the decoder ran out of memory") from None
     except Exception as error:  # the border: decoders raise whatever they like on damaged bytes
         raise ImageError(_reason(error), _one_line(error)) from None
 

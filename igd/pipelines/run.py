@@ -3,6 +3,7 @@
     <out>/runs/<run_id>/plan/<n>-<uuid>.parquet     members, a row group per shard
                        /plan/<n>.json               put-if-absent: the part of the plan that counts
                        /plan.json                   put-if-absent: the whole plan
+                       /attempts/<n>-<uuid>         somebody reads a shard, or died of it
                        /shards/<n>-<uuid>.parquet   score rows
                        /done/<n>.json               put-if-absent: the shard file that counts
                        /lease.json                  written anew by whoever goes on with it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -53,6 +54,8 @@ from igd.pipelines.stall import unless_stalled
 
 STALL_TIMEOUT_S = 1800.0
 """A shard of the paper's nets takes a quarter of an hour on one CPU."""
+SCORER_DEATHS = 8
+"""Scorers that may die over one shard; the next one's death ends the attempt at the run."""
 LAP = pa.schema([
     pa.field("shard", pa.int64()), pa.field("rows", pa.int64()), pa.field("bytes", pa.int64()),
     pa.field("rejected", pa.map_(pa.string(), pa.int64())),
@@ -215,10 +218,14 @@ def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
     dataset = ray.data.read_datasource(
         ShardSource(run_at, [(shard, part_of(plan, shard)) for shard in todo]),
         override_num_blocks=len(todo), num_cpus=SIDE_TASK_CPUS)
-    scored = dataset.map_batches(
-        ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=pool.scorers), num_cpus=pool.cpus_each,
-        fn_constructor_args=(plan,))
+    with warnings.catch_warnings():
+        # Ray is about to rename this way of saying it, and without it tries for ever
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated",
+                                DeprecationWarning)
+        scored = dataset.map_batches(
+            ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=pool.scorers), num_cpus=pool.cpus_each,
+            fn_constructor_args=(plan,), max_task_retries=SCORER_DEATHS)
     written = scored.map_batches(
         WriteTask(run_at, plan), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
         num_cpus=SIDE_TASK_CPUS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
 import json
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from datetime import date as Date
@@ -20,11 +22,15 @@ from numpy.typing import NDArray
 
 from igd import registry, storage, tables
 from igd.config import ImageConfig
+from igd.data.decoders import CarefulDecoder, Decoded, decode_here
 from igd.data.fetch import fetch
-from igd.data.images import decode, encode_heatmap, prepare
+from igd.data.images import encode_heatmap
+from igd.data.members import Member
 from igd.errors import ImageError, ModelError
+from igd.pipelines.attempts import attempt
 from igd.pipelines.plan import members_of, shard_rows
 from igd.pipelines.run import Run
+from igd.pipelines.watchdog import DECODE_S, FETCH_S, Watchdog
 from igd.records import (
     DECODED,
     HEATMAPS,
@@ -51,18 +57,24 @@ NULL_SCORE = {"status": Status.SCORED, "preset": "null", "score": 0.0, "p_value"
 
 SCORER_CACHE_BYTES = 1 << 30
 READERS = 16
+CAREFUL_AFTER = 2
+"""Attempts at a shard that died before its images are decoded in a child."""
+
+Decoder = Callable[[bytes], Decoded]
 
 
 def read_shard(run_at: str, plan: dict[str, Any], shard: int) -> pa.Table:
     """Fetches, decodes and resizes the members of a shard: rows of `DECODED`.
 
-    A member that cannot be used becomes a row with a reason.
+    A member that cannot be used becomes a row with a reason. So does one that killed or hung its
+    reader, from the third attempt on.
     """
     rows = shard_rows(run_at, plan, shard)
     category = rows["category"][0].as_py()
     bundle = plan["bundles"].get(category)
     image = ImageConfig(**bundle["image"]) if bundle else ImageConfig()
-    decoded = [_decoded(content, image) for content in fetch(members_of(rows))]
+    with attempt(run_at, shard) as died:
+        decoded = _decode_all(members_of(rows), image, careful=died >= CAREFUL_AFTER)
     fresh = [name for name in DECODED.names if name in decoded[0]]
     columns = {name: pa.array([row[name] for row in decoded], DECODED.field(name).type)
                for name in fresh}
@@ -234,16 +246,31 @@ def count_rejects(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _decoded(content: bytes | ImageError, image: ImageConfig) -> dict[str, Any]:
+def _decode_all(members: Sequence[Member], image: ImageConfig, *,
+                careful: bool) -> list[dict[str, Any]]:
+    decoder: contextlib.AbstractContextManager[Decoder] = (
+        CarefulDecoder(image) if careful
+        else contextlib.nullcontext(functools.partial(decode_here, image=image)))
+    rows = []
+    with Watchdog() as watchdog, decoder as decode:
+        watchdog.allow(FETCH_S)
+        for content in fetch(members):
+            if not careful:  # a child has limits of its own
+                watchdog.allow(DECODE_S)
+            rows.append(_decoded(content, decode))
+            watchdog.allow(FETCH_S)
+    return rows
+
+
+def _decoded(content: bytes | ImageError, decode: Decoder) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(
         ("reject_reason", "reject_detail", "bytes", "sha256", "width", "height", "pixels"))
     try:
         if isinstance(content, ImageError):
             raise content
         row.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        pixels = decode(content, max_pixels=image.max_pixels)
-        row.update(height=pixels.shape[0], width=pixels.shape[1],
-                   pixels=prepare(pixels, image).tobytes())
+        found = decode(content)
+        row.update(width=found.width, height=found.height, pixels=found.pixels)
     except ImageError as error:
         row.update(reject_reason=error.reason, reject_detail=error.detail[:500])
     return row
