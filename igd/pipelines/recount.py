@@ -24,11 +24,9 @@ from igd.data.selection import Selection, selection
 from igd.errors import ObjectChangedError, ObjectDeniedError, ObjectMissingError
 from igd.pipelines.archives import UncountableError, entries
 from igd.pipelines.ledger import Flags, Ids, Ledger, find, packed
-from igd.records import UNROUTED, Reason
+from igd.records import UNROUTED
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".zip", ".parquet")
-UNOPENED = (Reason.NOT_REGULAR, Reason.DENIED, Reason.FORMAT_NOT_ALLOWED)
-"""Why the plan has an archive as one rejected image; packed tars were not always opened."""
 AT_ONCE = 4096
 
 
@@ -83,7 +81,7 @@ class PlannedObjects:
         is_file = pc.equal(members["kind"], "file")
         files = members.filter(is_file)
         self._files.append(packed(files["image_id"].to_pylist()))
-        unopened = files.filter(pc.is_in(files["reject_reason"], pa.array(UNOPENED)))
+        unopened = files.filter(pc.is_valid(files["reject_reason"]))
         self._unopened.append(packed(unopened["image_id"].to_pylist()))
         for row in members.filter(pc.invert(is_file)).group_by(
                 ["source_uri", "source_version"]).aggregate([("ordinal", "max")]).to_pylist():
@@ -98,6 +96,10 @@ class PlannedObjects:
         return find(self._files[0], ids)[1]
 
     def left_unopened(self, key: str) -> bool:
+        """Whether the plan has an object as one rejected image, as of an archive that was denied.
+
+        Packed tars were not always opened either.
+        """
         return bool(find(self._unopened[0], packed([key]))[1][0])
 
 
