@@ -146,20 +146,16 @@ def _run_at(out: str, run_id: str, name: str) -> str:
 
 
 def _published_plans(out: str, date: Date) -> dict[str, Plan]:
-    """Plans of the date's published runs by run id: the latest generation of each request.
-
-    Of a run that only adds what is new, every generation counts.
-    """
+    """Plans of the date's published runs, the latest generation of each request, by run id."""
     latest: dict[str, Plan] = {}
     for name in storage.list_dirs(storage.join(out, "runs")):
         if not name.startswith(date.isoformat()) or (
                 storage.stat(_run_at(out, name, "published.json")) is None):
             continue
         plan = read_document(_run_at(out, name, "plan.json"))
-        if plan is None:
-            continue
-        stem = name if plan.get("new_only") else name.rsplit("-g", 1)[0]
-        if stem not in latest or latest[stem]["generation"] < plan["generation"]:
+        stem = name.rsplit("-g", 1)[0]
+        if plan is not None and (
+                stem not in latest or latest[stem]["generation"] < plan["generation"]):
             latest[stem] = plan
     return {plan["run_id"]: plan for plan in latest.values()}
 

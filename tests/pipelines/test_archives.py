@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import os
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pyarrow.parquet import encryption
 
 from igd import storage
 from igd.data.sources import scan
@@ -155,6 +157,52 @@ def test_parquet_files(cells: list[str | None], image: str, other: str | None, n
     pq.write_table(pa.table(columns), out, row_group_size=group)
     planned, counted = both(out.getvalue(), "dump.parquet")
     assert counted == planned
+
+
+class Pickled(pa.ExtensionType):
+    """Code that reading a schema would run."""
+
+    ran = False
+
+    def __init__(self) -> None:
+        super().__init__(pa.string(), "test.pickled")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Pickled:
+        cls.ran = True
+        return cls()
+
+
+def test_no_type_that_a_parquet_file_names_is_made(tmp_path: Path) -> None:
+    pa.register_extension_type(Pickled())
+    try:
+        names = pa.ExtensionArray.from_storage(Pickled(), pa.array(["a", "b"]))
+        pq.write_table(pa.table({"image": [b"x"] * 2, "path": names}), tmp_path / "a.parquet")
+        Pickled.ran = False
+        assert [n.name for n in named(tmp_path / "a.parquet")] == [b"a", b"b"]
+    finally:
+        pa.unregister_extension_type("test.pickled")
+    assert not Pickled.ran
+
+
+def test_encrypted_columns_are_refused_before_arrow_aborts(tmp_path: Path) -> None:
+    class Plain(encryption.KmsClient):
+        def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+            return base64.b64encode(key_bytes)
+
+    factory = encryption.CryptoFactory(lambda config: Plain())
+    keys = factory.file_encryption_properties(
+        encryption.KmsConnectionConfig(), encryption.EncryptionConfiguration(
+            footer_key="f", column_keys={"c": ["image"]}, plaintext_footer=True))
+    table = pa.table({"image": [b"x"], "path": ["a"]})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema,
+                          encryption_properties=keys) as writer:
+        writer.write_table(table)
+    with pytest.raises(UncountableError, match="encrypted"):
+        named(tmp_path / "a.parquet")
 
 
 # -- which kind, and packed tars
