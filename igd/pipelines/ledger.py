@@ -22,6 +22,11 @@ def unpacked(ids: Ids, at: int) -> str:
     return ids[at:at + 1].tobytes().hex()
 
 
+def union(parts: Iterable[Ids]) -> Ids:
+    """Sorted, each once."""
+    return np.unique(np.concatenate([packed([]), *parts]))
+
+
 def find(ids: Ids, wanted: Ids) -> tuple[NDArray[np.intp], Flags]:
     """Where each of some ids stands among sorted ones, and whether it is there at all."""
     if not len(ids):
@@ -96,9 +101,8 @@ class Ledger:
         if rows is None:
             return np.zeros(len(ids), bool)
         at, there = find(rows.ids, ids)
-        number = self.runs.index(run) if run in self.runs else -1
         mine = at[there]
-        rows.planned[mine[rows.runs[mine] == number]] = True
+        rows.planned[mine[rows.runs[mine] == self._number(run)]] = True
         return there
 
     def find(self, category: str | None, ids: Ids) -> Flags:
@@ -113,6 +117,8 @@ class Ledger:
 
     def never_planned(self, run: str) -> Ids:
         """Rows of a run that its plan does not hold."""
-        number = self.runs.index(run)
-        return np.concatenate([packed([]), *(
-            rows.ids[(rows.runs == number) & ~rows.planned] for rows in self._rows.values())])
+        return union(rows.ids[(rows.runs == self._number(run)) & ~rows.planned]
+                     for rows in self._rows.values())
+
+    def _number(self, run: str) -> int:
+        return self.runs.index(run) if run in self.runs else -1

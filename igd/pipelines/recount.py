@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,7 +22,7 @@ from igd.data.routing import PLACEHOLDER, Routing
 from igd.data.selection import Selection, selection
 from igd.errors import ObjectChangedError, ObjectDeniedError, ObjectMissingError
 from igd.pipelines.archives import UncountableError, entries
-from igd.pipelines.ledger import Flags, Ids, Ledger, find, packed
+from igd.pipelines.ledger import Flags, Ids, Ledger, find, packed, union
 from igd.records import UNROUTED
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".zip", ".parquet")
@@ -89,8 +88,7 @@ class PlannedObjects:
             self.archives[key] = max(self.archives.get(key, -1), row["ordinal_max"])
 
     def close(self) -> None:
-        self._files, self._unopened = ([np.unique(np.concatenate([packed([]), *parts]))]
-                                       for parts in (self._files, self._unopened))
+        self._files, self._unopened = [union(self._files)], [union(self._unopened)]
 
     def has_files(self, ids: Ids) -> Flags:
         return find(self._files[0], ids)[1]
@@ -239,7 +237,7 @@ class Recount:
         account.lost.append(packed(image.image_id for image in images))
         first = images[0]
         account.first_lost = account.first_lost or (
-            first.image_id, " ".join(filter(None, (first.uri, escape_name(first.name)))))
+            first.image_id, f"{first.uri} {escape_name(first.name)!r}" if first.name else first.uri)
 
 
 def object_id(uri: str, version: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from igd import storage, tables
-from igd.pipelines.ledger import Flags, Ids, Ledger, find, packed
+from igd.pipelines.ledger import Flags, Ids, Ledger, find, packed, union
 from igd.pipelines.recount import Account, object_id, place_of
 from igd.records import UNROUTED
 
@@ -55,7 +55,7 @@ def unfound_rows(out: str, date: Date, ledger: Ledger,
                  accounts: Sequence[Account]) -> list[Unfound]:
     """What became of the rows that no walk has found, for each account."""
     results = [Unfound() for _ in accounts]
-    later = [np.unique(np.concatenate([packed([]), *account.later_uris])) for account in accounts]
+    later = [union(account.later_uris) for account in accounts]
     for found in _unfound_objects(out, date, ledger):
         mine = [number for number, account in enumerate(accounts)
                 if account.run_id == found.run_id]

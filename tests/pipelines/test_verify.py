@@ -44,9 +44,10 @@ def only_source(wanted) -> dict:
     return source
 
 
-def changed_rows(wanted, change: Callable[[pa.Table], pa.Table]) -> list[str]:
-    """Problems after the last live file was rewritten behind Delta's back."""
-    file = tables.live_files(wanted.out, "scores", wanted.date)[-1]
+def changed_rows(wanted, change: Callable[[pa.Table], pa.Table],
+                 file: tables.StagedFile | None = None) -> list[str]:
+    """Problems after a live file, by default the last, was rewritten behind Delta's back."""
+    file = file or tables.live_files(wanted.out, "scores", wanted.date)[-1]
     path = Path(storage.local_path(wanted.out)) / "scores" / file.path
     pq.write_table(change(pq.ParquetFile(path).read()), path)
     return verified(wanted)["problems"]
@@ -109,6 +110,18 @@ def test_only_what_was_picked_is_looked_for(asked, dump, kind, picked) -> None:
     planned = scoring.score(wanted)["planned"]
     found = only_source(wanted)
     assert (found["images"], found["new_objects"]) == (planned, 0)
+
+
+def test_what_stands_beside_an_image_needs_no_row(asked, dump, tmp_path, contents,
+                                                  monkeypatch) -> None:
+    path = tmp_path / "w.tar"
+    image = contents["weave/test/good/000.png"]
+    path.write_bytes(as_tar({"weave/1.png": image, "weave/1.json": b"{}", "weave/2.txt": b""}))
+    wanted = asked(str(path))
+    misled(monkeypatch, "tar", lambda members: [
+        member for member in members if not member.name.endswith(".json")])
+    assert scoring.score(wanted)["planned"] == 2
+    assert only_source(wanted)["images"] == 2
 
 
 @pytest.mark.parametrize("kind", ["parquet", "dir"])
@@ -243,6 +256,23 @@ def test_a_row_without_sense_is_found_out(asked, folder, column, value, problem)
         return rows.set_column(at, rows.schema.field(at), pa.array([value] * len(rows), kind))
 
     assert f"2 {problem}" in changed_rows(wanted, spoil)
+
+
+def test_a_row_that_passes_for_another_runs_is_found_out(asked, folder) -> None:
+    wanted = asked(folder("d", weave=2))
+    scoring.score(wanted)
+    other = scoring.score(asked(folder("e", washer=2)))
+
+    def claim(rows: pa.Table) -> pa.Table:
+        at = rows.schema.get_field_index("run_id")
+        runs = rows["run_id"].to_pylist()
+        assert runs[0] != other["run_id"]
+        return rows.set_column(at, rows.schema.field(at), pa.array([other["run_id"], *runs[1:]]))
+
+    file = next(file for file in tables.live_files(wanted.out, "scores", wanted.date)
+                if file.category == "weave")
+    problems = changed_rows(wanted, claim, file)
+    assert [line for line in problems if "1 rows were never planned" in line]
 
 
 # -- what became of the inputs
