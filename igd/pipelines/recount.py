@@ -21,8 +21,9 @@ from igd.data.members import Member, escape_name
 from igd.data.routing import PLACEHOLDER, Routing
 from igd.data.selection import Selection, selection
 from igd.errors import ObjectChangedError, ObjectDeniedError, ObjectMissingError
-from igd.pipelines.archives import UncountableError, entries
+from igd.pipelines.archives import entries
 from igd.pipelines.ledger import Flags, Ids, Ledger, find, packed, union
+from igd.pipelines.ranged import UncountableError
 from igd.records import UNROUTED
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".zip", ".parquet")

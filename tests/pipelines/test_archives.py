@@ -22,8 +22,10 @@ from pyarrow.parquet import encryption
 
 from igd import storage
 from igd.data.sources import scan
-from igd.pipelines import archives
-from igd.pipelines.archives import Named, UncountableError, entries
+from igd.pipelines import ranged, tars
+from igd.pipelines.archives import entries
+from igd.pipelines.ranged import UncountableError
+from igd.pipelines.tars import Named
 
 BLOCK = 512
 
@@ -84,7 +86,7 @@ TAR_NAME = st.one_of(
     st.builds(lambda part, count: "/".join([part] * count), st.text("ab é.", min_size=1,
                                                                     max_size=9),
               st.integers(1, 60)),
-).filter(lambda name: bool(name.strip("/")))
+).filter(lambda name: bool(name.strip("/")) and not name.startswith("PK"))  # the first is a magic
 KIND = st.sampled_from([tarfile.REGTYPE] * 6 + [
     tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE,
     tarfile.FIFOTYPE, tarfile.CHRTYPE])
@@ -245,7 +247,7 @@ def test_what_stands_beside_an_image_of_a_sample_need_not_have_a_row(tmp_path: P
 
 
 def test_a_sample_that_never_comes_to_an_image_is_not_held(tmp_path: Path) -> None:
-    count = archives.MAX_SAMPLE + 10
+    count = tars.MAX_SAMPLE + 10
     (tmp_path / "w.tar").write_bytes(tar(*((f"1.{i}", b"") for i in range(count))))
     found = named(tmp_path / "w.tar")
     assert len(found) == count and all(n.is_sidecar for n in found)
@@ -257,7 +259,7 @@ def test_a_sample_that_never_comes_to_an_image_is_not_held(tmp_path: Path) -> No
 def many(record: Callable[[int], bytes]) -> bytes:
     """As many records as fit an extension header."""
     size, records = 0, []
-    while size < archives.MAX_EXTENSION_BYTES - 100:
+    while size < tars.MAX_EXTENSION_BYTES - 100:
         records.append(record(len(records)))
         size += len(records[-1])
     return b"".join(records)
@@ -305,12 +307,12 @@ def test_many_global_headers_cost_no_more_than_their_bytes(tmp_path: Path) -> No
 
 def test_a_packed_tar_that_unpacks_without_end_is_given_up(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(ranged, "FREE_BYTES", 1 << 20)
     bomb = tar(("a.png", bytes(30 << 20)), ("b.png", b""))
     (tmp_path / "a.tgz").write_bytes(gzip.compress(bomb))
     with pytest.raises(UncountableError, match="unpacks to more"):
         named(tmp_path / "a.tgz")
-    monkeypatch.setattr(archives, "FREE_BYTES", 1 << 25)
+    monkeypatch.setattr(ranged, "FREE_BYTES", 1 << 25)
     assert len(named(tmp_path / "a.tgz")) == 2
 
 

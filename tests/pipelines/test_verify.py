@@ -24,6 +24,7 @@ from igd.data.selection import selection
 from igd.errors import ObjectDeniedError, StorageError
 from igd.pipelines import recount, verify
 from igd.pipelines import score as scoring
+from igd.pipelines.ranged import UncountableError
 from igd.pipelines.recount import routing_of
 from igd.pipelines.run import read_document, to_json
 
@@ -318,7 +319,7 @@ def test_an_archive_without_an_index_is_counted_as_planned(asked, dump, monkeypa
     planned = scoring.score(wanted)["planned"]
 
     def refuse(entry: storage.Entry):
-        raise recount.UncountableError("hostile")
+        raise UncountableError("hostile")
 
     monkeypatch.setattr(recount, "entries", refuse)
     found = only_source(wanted)
