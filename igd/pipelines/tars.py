@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import posixpath
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,10 @@ MAX_EXTENSION_BYTES = 1024 * 1024
 MAX_DIGITS = 255
 """In a row: `tarfile` takes time quadratic in them. A file name has no more."""
 MAX_SAMPLE = 1024
-IMAGE_EXTENSIONS = frozenset(b"jpg jpeg png bmp tif tiff webp gif ppm pgm pbm pnm".split())
+IMAGE_EXTENSIONS = frozenset(
+    b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif ppm pgm pbm pnm jp2 j2k jxl avif heic "
+    b"heif svg ico psd exr hdr dds tga dcm dng cr2 nef arw".split())
+"""Never those of a sidecar, whether the format is read or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def samples(names: Iterable[bytes]) -> Iterator[Named]:
 
     Those of a sample that begins with very many others than images are not asked for.
     """
-    for _, sample in itertools.groupby(enumerate(names), lambda entry: _sample_key(entry[1])):
+    for _, sample in itertools.groupby(enumerate(names), _sample_key):
         held: list[tuple[int, bytes]] = []
         has_image = False
         for ordinal, name in sample:
@@ -164,6 +166,9 @@ def samples(names: Iterable[bytes]) -> Iterator[Named]:
         yield from (Named(*entry) for entry in held)
 
 
-def _sample_key(name: bytes) -> bytes:
-    folder, base = posixpath.split(name)
-    return folder + b"/" + base.partition(b".")[0]
+def _sample_key(entry: tuple[int, bytes]) -> object:
+    """The name up to the first dot of its last segment; an entry without either stands alone."""
+    ordinal, name = entry
+    folder, slash, base = name.rpartition(b"/")
+    stem, dot, _ = base.partition(b".")
+    return folder + slash + stem if stem and dot else ordinal

@@ -239,7 +239,7 @@ def test_an_odd_archive_that_is_whole_is_read(name: str, data: bytes) -> None:
 
 def test_what_stands_beside_an_image_of_a_sample_need_not_have_a_row(tmp_path: Path) -> None:
     names = ["1.cls", "1.png", "1.seg.png", "1.json", "notes.txt", "d.x/2.txt", "d.x/2.JPEG",
-             "2.txt", "3.json", "3.txt"]
+             "2.txt", "3.json", "3.txt", "d/.png", "d/.txt", "4", "4"]
     (tmp_path / "w.tar").write_bytes(tar(*((name, b"x") for name in names)))
     found = named(tmp_path / "w.tar")
     assert [n.ordinal for n in found] == list(range(len(names)))
