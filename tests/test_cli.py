@@ -48,7 +48,7 @@ def test_the_contract_of_options_holds() -> None:
                  "--fpr --json --include --exclude --limit --unknown-category --new-only",
         "plan": "--models --out --date --category --category-from --category-column --json "
                 "--include --exclude --limit --unknown-category --new-only",
-        "verify": "--out --date", "files": "--out --date --table --json",
+        "verify": "--out --date --no-inputs --json", "files": "--out --date --table --json",
         "gc": "--out --older-than --dry-run --json",
         "report": "--out --date", "serve": "--models", "demo": "--out",
     }
@@ -302,13 +302,18 @@ def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:
     assert "support no false-positive rate below 0.0400" in said.stderr
     assert "13/13 images" in said.stderr and "rejected 1: not_image" in said.stdout
     assert "already published" in run(*words).stdout
-    assert run("verify", *where).returncode == 0
+    found = run("verify", *where)
+    assert found.returncode == 0 and "13 images counted again have their row" in found.stdout
     listed, = run("files", *where).stdout.splitlines()
     assert pq.read_table(listed).num_rows == 13
     assert run("gc", *where[:2], "--dry-run").stdout == "would remove 0 files, 0 bytes\n"
     page = run("report", *where)
     assert page.returncode == 0, page.stderr
     assert "broken.png" in Path(page.stdout.split()[-1].removeprefix("file://")).read_text()
+    (dump / "broken.png").unlink()
+    found = run("verify", *where)
+    assert found.returncode == 0 and "1 rows are of objects that are gone" in found.stdout
+    assert "counted again" not in run("verify", *where, "--no-inputs").stdout
 
 
 @pytest.mark.timeout(300)

@@ -118,23 +118,36 @@ def score(
 
 
 @app.command()
-def verify(out: Out, date: DateOption, json_file: JsonFile = None) -> None:
-    """Check a published date against the plans of the runs that wrote it (exit 3: mismatch).
+def verify(
+    out: Out, date: DateOption,
+    inputs: Annotated[bool, typer.Option(
+        "--inputs/--no-inputs", help="Also list the sources and index the archives again; without, "
+        "rows are held against the plans of their runs alone.")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Check a published date against the plans of its runs and against the inputs themselves.
+
+    Every image that is in the inputs now, and was when they were listed, has one row; every row
+    has its image, or its object is gone or changed since, which is told. Exit 3: a mismatch.
 
     Example: `igd-ray verify --out ./out --date 2026-11-23`
     """
     from igd.pipelines.verify import verify as run_verify
 
-    result = run_verify(out, date_of(date))
+    result = run_verify(out, date_of(date), inputs=inputs,
+                        progress=Counting("{} images counted again"))
     rejected = sum(result["rejected"].values())
     print(f"{result['date']}: {result['rows']} rows, {result['scored']} scored, {rejected} "
           f"rejected, {len(result['runs'])} runs")
+    for source in result["inputs"] or ():
+        _print_source(source)
     for problem in result["problems"]:
         print(f"MISMATCH {problem}")
     write_json(json_file, result)
     if result["problems"]:
         raise typer.Exit(3)
-    print("every planned image has one row")
+    print("every planned image has one row" + (", and so has every image found again in the inputs"
+                                               if inputs else ""))
 
 
 @app.command()
@@ -203,6 +216,25 @@ def _reasons(rejected: Mapping[str, int]) -> str:
         return ""
     counts = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
     return f", rejected {counts}"
+
+
+def _print_source(source: dict[str, Any]) -> None:
+    """One source of `verify`."""
+    print(f"  {source['source_uri']}: {source['images']} images counted again have their row")
+    told = {
+        "images are of categories that another run has replaced": source["replaced"],
+        "objects are new since": source["new_objects"],
+        "rows are of objects that are gone": source["gone"]["rows"],
+        "rows are of objects that have changed since": source["changed"]["rows"],
+        "rows could not be counted again and are as planned": source["from_plan"],
+    }
+    for what, count in told.items():
+        if count:
+            print(f"    {count} {what}")
+    if source["not_listed"]:
+        print(f"    not listed again: {source['not_listed']}")
+    for uri, reason in source["not_recounted"].items():
+        print(f"    not counted again: {uri}: {reason}")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
