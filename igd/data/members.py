@@ -26,9 +26,10 @@ class Member:
         ordinal: position among the archive's non-directory entries, the row number in a Parquet
             file; 0 for a file.
         raw_name: the name as the archive has it; empty for a file.
-        kind: `file`, `tar`, `zip` or `parquet`.
-        offset, span: the bytes to fetch; a zip member's span begins at its local header, and of a
-            Parquet row only the span is known, on average (`igd.data.parquet`).
+        kind: `file`, `tar`, `tar.gz`, `tar.zst`, `zip` or `parquet`.
+        offset, span: the bytes to fetch; a zip member's span begins at its local header, those of
+            a packed tar count what it unpacks to, and of a Parquet row only the span is known, on
+            average (`igd.data.parquet`).
         size: unpacked bytes; -1 where more are declared than any row can state.
         crc: CRC-32 of the unpacked bytes where the archive states one.
     """
@@ -93,6 +94,14 @@ class Window:
             self._start = offset
         at = offset - self._start
         return self._data[at:at + length]
+
+    def reaches(self, offset: int) -> bool:
+        """Whether there are bytes up to an offset."""
+        return offset <= self.size
+
+    def end(self) -> int:
+        """Where it ends."""
+        return self.size
 
 
 def statable(number: int) -> int:

@@ -1,9 +1,9 @@
 """A dump as a stream of members: directories and prefixes, tar, zip and Parquet, files.
 
 Every file below a directory is a member, image or not, so that nothing goes uncounted; a file
-named *.tar, *.zip or *.parquet there is opened as the archive its content says it is; the members
-of a Parquet file are its rows. Archives within archives are rejected unread. Nothing is ever
-extracted to disk.
+named *.tar, *.tar.gz, *.tar.zst, *.zip or *.parquet there is opened as the archive its content
+says it is; the members of a Parquet file are its rows. Archives within archives are rejected
+unread. Nothing is ever extracted to disk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from igd import storage
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
+from igd.data.packed import packing_of, walk_tar_gz, walk_tar_zst
 from igd.data.parquet import column_cells, looks_like_parquet, walk_parquet
 from igd.data.selection import Picker
 from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
@@ -23,10 +24,13 @@ from igd.data.zipindex import looks_like_zip, walk_zip
 from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
 from igd.records import Reason, SourceStatus
 
-ARCHIVE_SUFFIXES = (".tar", ".zip", ".parquet")
-PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+KINDS = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".tar.zst": "tar.zst",
+         ".tar.zstd": "tar.zst", ".zip": "zip", ".parquet": "parquet"}
+ARCHIVE_SUFFIXES = tuple(KINDS)
+UNREAD_SUFFIXES = (".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""Packed tars that are not opened."""
 AT_LIMIT = "listed no further than --limit"
-NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + PACKED_TAR_SUFFIXES)
+NESTED_SUFFIXES = tuple(suffix.encode() for suffix in ARCHIVE_SUFFIXES + UNREAD_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +59,19 @@ def list_inputs(uri: str) -> Iterator[storage.Entry]:
     elif storage.exists_dir(uri):
         yield from storage.list_objects(uri)
     else:
-        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar, a zip, "
-                        "a Parquet file or an image")
+        raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar (also "
+                        ".gz, .zst), a zip, a Parquet file or an image")
 
 
 def check_source(uri: str) -> None:
     """Refuses a source that is not there, or that cannot be read as a whole.
 
     Raises:
-        DataError: nothing is at `uri`, or it is a packed tar, which has no index.
+        DataError: nothing is at `uri`, or it is a tar packed by bzip2 or xz.
     """
-    if uri.lower().endswith(PACKED_TAR_SUFFIXES):
-        raise DataError(f"source {uri} is a compressed tar, which cannot be read yet; unpack it "
-                        "to a plain tar (gunzip, zstd -d) or repack it as a zip")
+    if uri.lower().endswith(UNREAD_SUFFIXES):
+        raise DataError(f"source {uri} is a tar packed by bzip2 or xz, which is not read; expected "
+                        "a tar, tar.gz, tar.zst or zip; unpack it (bunzip2, unxz) to a plain tar")
     next(list_inputs(uri), None)
 
 
@@ -148,7 +152,17 @@ def _kind(entry: storage.Entry, first: bytes) -> str:
         return "tar"
     if looks_like_parquet(first):
         return "parquet"
-    return entry.key.lower().rpartition(".")[2]
+    return packing_of(first) or KINDS[_suffix(entry.key)]
+
+
+def _suffix(key: str) -> str:
+    """That of `ARCHIVE_SUFFIXES` which a key of an archive ends with."""
+    return next(suffix for suffix in KINDS if key.lower().endswith(suffix))
+
+
+def archive_stem(key: str) -> str:
+    """The key of an archive without the ending that says it is one."""
+    return key[:-len(_suffix(key))]
 
 
 def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
@@ -157,7 +171,8 @@ def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
 
 
 WALKERS: dict[str, Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]] = {
-    "tar": walk_tar, "zip": walk_zip, "parquet": walk_parquet, "empty": _walk_empty}
+    "tar": walk_tar, "tar.gz": walk_tar_gz, "tar.zst": walk_tar_zst, "zip": walk_zip,
+    "parquet": walk_parquet, "empty": _walk_empty}
 
 
 def _unless_nested(member: Member) -> Member:
@@ -173,8 +188,8 @@ def file_member(entry: storage.Entry) -> Member:
     detail: str | None = None
     if entry.problem is not None:
         reason, detail = Reason(entry.problem), "cannot be opened"
-    elif entry.key.lower().endswith(PACKED_TAR_SUFFIXES):
-        reason, detail = Reason.FORMAT_NOT_ALLOWED, "a compressed tar is not read yet"
+    elif entry.key.lower().endswith(UNREAD_SUFFIXES):
+        reason, detail = Reason.FORMAT_NOT_ALLOWED, "a tar packed by bzip2 or xz is not read"
     elif entry.size > MAX_MEMBER_BYTES:
         reason, detail = Reason.TOO_LARGE, f"{entry.size} bytes, at most {MAX_MEMBER_BYTES}"
     return Member(source_uri=entry.uri, source_version=entry.version, span=entry.size,

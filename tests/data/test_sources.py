@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import os
 import sys
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import tar
 
 from igd import storage
 from igd.data.fetch import fetch
@@ -22,16 +24,6 @@ from igd.data.members import Member
 from igd.data.sources import SourceRecord, check_source, list_inputs, scan
 from igd.errors import DataError, ObjectChangedError, StorageError
 from igd.records import PLAN, Reason, SourceStatus
-
-
-def tar(*members: tuple[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
 
 
 def zipped(*members: tuple[str, bytes]) -> bytes:
@@ -66,19 +58,22 @@ def test_a_dump_is_every_file_and_every_member_once(root: str) -> None:
     files = {"weave/a.png": b"A", "notes.txt": b"not an image", ".hidden.png": b"h",
              "._x.png": b"fork", "empty.png": b"", "in.tar": tar(("t/1.png", b"1"), ("2", b"22")),
              "deep/in.ZIP": zipped(("z/3.png", b"333")),
-             "in.parquet": rows(("p/4.png", b"4444"), ("5", b"5"), ("6", b""))}
+             "in.parquet": rows(("p/4.png", b"4444"), ("5", b"5"), ("6", b"")),
+             "deep/in.tgz": gzip.compress(tar(("g/7.png", b"77"), ("8", b""))),
+             "in.tar.ZST": pa.Codec("zstd").compress(tar(("9", b"9")), asbytes=True)}
     for key, data in files.items():
         storage.write_bytes(storage.join(root, key), data)
     found, records = scanned(root)
     contents = dict(zip((path for path, _ in found), fetch([m for _, m in found]), strict=True))
     assert contents == {"weave/a.png": b"A", "notes.txt": b"not an image", ".hidden.png": b"h",
                         "._x.png": b"fork", "empty.png": b"", "t/1.png": b"1", "2": b"22",
-                        "z/3.png": b"333", "p/4.png": b"4444", "5": b"5", "6": b""}
-    assert len({m.image_id for _, m in found}) == len(found) == 11
+                        "z/3.png": b"333", "p/4.png": b"4444", "5": b"5", "6": b"",
+                        "g/7.png": b"77", "8": b"", "9": b"9"}
+    assert len({m.image_id for _, m in found}) == len(found) == 14
     by_kind = {r.kind: (r.members, r.status) for r in records}
     assert by_kind == {kind: (count, SourceStatus.COMPLETE)
                        for kind, count in (("files", 5), ("tar", 2), ("zip", 1),
-                                           ("parquet", 3))}
+                                           ("parquet", 3), ("tar.gz", 2), ("tar.zst", 1))}
     again, _ = scanned(root)
     assert [m for _, m in again] == [m for _, m in found]
 
@@ -119,6 +114,10 @@ def test_the_content_says_which_archive_it_is(root: str) -> None:
     ("html.zip", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
     ("html.parquet", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
     ("short.tar", b"\0" * 100, SourceStatus.TRUNCATED),
+    ("zero.tar.gz", b"", SourceStatus.COMPLETE),
+    ("empty.tgz", gzip.compress(bytes(10_240)), SourceStatus.COMPLETE),
+    ("html.tar.zst", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
+    ("html.tgz", gzip.compress(b"<html>502</html>" * 100), SourceStatus.DAMAGED),
     ("cut.zip", zipped(("a", b"x" * 500))[:40], SourceStatus.DAMAGED),
 ])
 def test_an_archive_without_members_ends_with_a_status(
@@ -133,17 +132,19 @@ def test_an_archive_without_members_ends_with_a_status(
 
 
 def test_archives_within_archives_are_rejected_unread(tmp_path: Path) -> None:
-    inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst", "in.parquet")
+    inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst", "in.tar.xz", "in.parquet")
     for name, make in (("out.tar", tar), ("out.zip", zipped), ("out.parquet", rows)):
         (tmp_path / name).write_bytes(make(*((n, b"x") for n in inner), ("good.png", b"y")))
         found, _ = scanned(str(tmp_path / name))
-        assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 6 + [None]
+        assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 7 + [None]
 
 
-def test_a_compressed_tar_is_refused_as_a_source_and_rejected_in_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "day.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(DataError, match="compressed tar"):
-        check_source(str(tmp_path / "day.tar.gz"))
+@pytest.mark.parametrize("name", ["day.tar.bz2", "day.TXZ"])
+def test_a_tar_packed_otherwise_is_refused_as_a_source_and_rejected_in_a_folder(
+        tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"BZh9")
+    with pytest.raises(DataError, match="bzip2 or xz"):
+        check_source(str(tmp_path / name))
     check_source(str(tmp_path))
     found, _ = scanned(str(tmp_path))
     assert [m.reject_reason for _, m in found] == [Reason.FORMAT_NOT_ALLOWED]

@@ -21,7 +21,7 @@ def all_rows(run: Run, plan: dict) -> list[list[dict]]:
     return [shard_rows(run.at(), plan, n).to_pylist() for n in range(plan["shards"])]
 
 
-@pytest.mark.parametrize("kind", ["dir", "tar", "zip", "parquet"])
+@pytest.mark.parametrize("kind", ["dir", "tar", "tar.gz", "tar.zst", "zip", "parquet"])
 def test_every_member_is_planned_once_in_shards_of_one_category(asked, dump, contents,
                                                                 kind) -> None:
     run = Run(request=asked(dump(kind)), generation=1)
@@ -165,17 +165,12 @@ def test_nothing_is_written_for_a_request_that_cannot_be_met(asked, dump, tmp_pa
         assert not (tmp_path / "out").exists()
 
 
-def test_a_packed_tar_is_refused_as_a_source_and_rejected_in_a_directory(asked, dump,
-                                                                         tmp_path) -> None:
-    source = Path(dump("dir"))
-    packed = source / "weave" / "inner.tar.gz"
-    packed.write_bytes(b"\x1f\x8b...")
-    with pytest.raises(DataError, match="compressed tar"):
-        make_plan(Run(request=asked(str(packed)), generation=1))
-    run = Run(request=asked(str(source)), generation=1)
-    rows = [row for shard in all_rows(run, make_plan(run)) for row in shard]
-    assert [row["reject_reason"] for row in rows
-            if row["source_uri"].endswith("inner.tar.gz")] == ["format_not_allowed"]
+def test_a_tar_packed_by_xz_is_refused_before_anything_is_listed(asked, dump, tmp_path) -> None:
+    other = tmp_path / "day.tar.xz"
+    other.write_bytes(b"\xfd7zXZ")
+    with pytest.raises(DataError, match="bzip2 or xz"):
+        make_plan(Run(request=asked(dump("tar"), str(other)), generation=1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_holds_something_else_is_refused(tmp_path) -> None:
