@@ -26,7 +26,7 @@ from igd.data import fetch as fetching
 from igd.data import stream
 from igd.data.fetch import fetch
 from igd.data.members import ArchiveEnd, Member
-from igd.data.packed import packing_of, walk_tar_gz, walk_tar_zst
+from igd.data.packed import Unpacked, packing_of, walk_tar_gz, walk_tar_zst
 from igd.data.sources import SourceRecord, scan
 from igd.data.tarindex import walk_tar
 from igd.errors import ImageError, ObjectChangedError, StorageError
@@ -192,6 +192,16 @@ def test_a_cut_gzip_loses_only_what_it_cut(tmp_path: Path) -> None:
         good = [m for m in found if m.reject_reason is None]
         assert len(good) >= min(4, (unpacked - 600) // 1536), cut
         assert end.status == SourceStatus.TRUNCATED
+
+
+def test_all_that_is_before_a_cut_comes_out(tmp_path: Path) -> None:
+    data = gzip.compress(bytes(1 << 20) + noise(2_000) + bytes(1 << 20))
+    for cut in range(20, len(data), 61):
+        (tmp_path / "a").write_bytes(data[:cut])
+        entry = entry_of(tmp_path / "a")
+        unpacked = Unpacked("tar.gz", entry.uri, entry.size, entry.version)
+        engine = zlib.decompressobj(wbits=31)
+        assert unpacked.end() == len(engine.decompress(data[:cut]) + engine.flush()), cut
 
 
 def test_a_wrong_checksum_is_told_and_costs_no_member(tmp_path: Path) -> None:
