@@ -38,7 +38,7 @@ CategoryFrom = Annotated[str | None, typer.Option(
     "also /.")]
 CategoryColumn = Annotated[str | None, typer.Option(
     "--category-column", metavar="NAME", help="Read the category from this column of each row, in "
-    "Parquet sources.")]
+    "Parquet sources, or from this field of the .json beside an image, in WebDataset tars.")]
 UNKNOWN_CATEGORY = ("reject", "error")
 UnknownCategory = Annotated[str, typer.Option(
     "--unknown-category", metavar="reject|error", help="What becomes of an image whose category "

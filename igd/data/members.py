@@ -64,10 +64,15 @@ class Member:
 
 @dataclass(kw_only=True)
 class ArchiveEnd:
-    """How the walk over an archive ended; filled while it is walked."""
+    """How the walk over an archive ended; filled while it is walked.
+
+    Attributes:
+        sidecars: members that stand beside an image and are none, by extension.
+    """
 
     status: SourceStatus = SourceStatus.COMPLETE
     detail: str | None = None
+    sidecars: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from igd import storage
 from igd.data.members import ArchiveEnd, Member
 from igd.data.stream import Stream
-from igd.data.tarindex import walk_headers
+from igd.data.tarindex import Wants, walk_headers
 from igd.errors import ImageError, ObjectChangedError, ObjectMissingError, StorageError
 from igd.records import Reason, SourceStatus
 from igd.storage import Entry
@@ -47,19 +47,11 @@ def packing_of(first_block: bytes) -> str | None:
     return "tar.zst" if first_block.startswith(ZSTD_MAGIC) else None
 
 
-def walk_tar_gz(entry: Entry, end: ArchiveEnd, *, after: Member | None = None) -> Iterator[Member]:
-    """As `walk_tar`, of what a gzip stream unpacks to."""
-    return _walk("tar.gz", entry, end, after)
-
-
-def walk_tar_zst(entry: Entry, end: ArchiveEnd, *, after: Member | None = None) -> Iterator[Member]:
-    """As `walk_tar`, of what a zstd stream unpacks to."""
-    return _walk("tar.zst", entry, end, after)
-
-
-def _walk(kind: str, entry: Entry, end: ArchiveEnd, after: Member | None) -> Iterator[Member]:
+def walk_packed(kind: str, entry: Entry, end: ArchiveEnd, wants: Wants, *,
+                after: Member | None = None) -> Iterator[tuple[Member, bytes]]:
+    """As `walk_bodies`, of what a stream of some kind unpacks to."""
     unpacked = Unpacked(kind, entry.uri, entry.size, entry.version)
-    yield from walk_headers(unpacked, entry, end, kind=kind, after=after)
+    yield from walk_headers(unpacked, entry, end, kind=kind, wants=wants, after=after)
     problem = unpacked.problem
     if problem is not None and (problem.status != SourceStatus.COMPLETE
                                 or end.status == SourceStatus.COMPLETE):

@@ -3,7 +3,8 @@
 Every file below a directory is a member, image or not, so that nothing goes uncounted; a file
 named *.tar, *.tar.gz, *.tar.zst, *.zip or *.parquet there is opened as the archive its content
 says it is; the members of a Parquet file are its rows. Archives within archives are rejected
-unread. Nothing is ever extracted to disk.
+unread. What stands beside an image in a sample of a WebDataset is no member. Nothing is ever
+extracted to disk.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 
 from igd import storage
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
-from igd.data.packed import packing_of, walk_tar_gz, walk_tar_zst
+from igd.data.packed import packing_of, walk_packed
 from igd.data.parquet import column_cells, looks_like_parquet, walk_parquet
 from igd.data.selection import Picker
-from igd.data.tarindex import BLOCK, looks_like_tar, walk_tar
+from igd.data.tarindex import BLOCK, looks_like_tar, nothing, walk_bodies
+from igd.data.webdataset import describe, is_routing, samples
 from igd.data.zipindex import looks_like_zip, walk_zip
 from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, ObjectMissingError
 from igd.records import Reason, SourceStatus
@@ -90,8 +92,8 @@ def scan(uri: str, done: Callable[[SourceRecord], None],
         uri: a directory, a prefix, an archive or an image.
         done: told how each archive, and the source itself, ended; its members are the picked ones.
         seen: told of every object of `select_inputs`, as far as the listing goes.
-        column: rows of Parquet files are routed by this column, and all else by ""; picked are
-            they by path all the same.
+        column: rows of Parquet files are routed by this column, images of a tar by this field of
+            the `.json` in their sample, and all else by ""; picked are they by path all the same.
     """
     picker = picker or Picker()
     members = size = 0
@@ -123,14 +125,12 @@ def _scan_archive(entry: storage.Entry, done: Callable[[SourceRecord], None],
     try:
         first = storage.read_range(entry.uri, 0, min(BLOCK, entry.size), version=entry.version)
         kind = _kind(entry, first)
-        cells = column_cells(entry, column) if column and kind == "parquet" else iter(())
-        for member in WALKERS[kind](entry, end):
+        for member, cell in _walk(kind, entry, end, column):
             path = os.fsdecode(member.raw_name)
-            route = path if column is None else os.fsdecode(next(cells, b""))
             if not picker.take(path):
                 continue
             members += 1
-            yield route, _unless_nested(member)
+            yield path if column is None else cell, member
             if picker.full:
                 end.detail = AT_LIMIT
                 break
@@ -139,7 +139,34 @@ def _scan_archive(entry: storage.Entry, done: Callable[[SourceRecord], None],
     except ObjectDeniedError as error:
         end.status, end.detail = SourceStatus.DENIED, str(error)
     done(SourceRecord(source_uri=entry.uri, source_version=entry.version, kind=kind,
-                      members=members, bytes=entry.size, status=end.status, detail=end.detail))
+                      members=members, bytes=entry.size, status=end.status, detail="; ".join(
+                          filter(None, (end.detail, describe(end.sidecars)))) or None))
+
+
+def _walk(kind: str, entry: storage.Entry, end: ArchiveEnd, column: str | None
+          ) -> Iterator[tuple[Member, str]]:
+    """Members of an archive, each with its cell of a column or what its sample states."""
+    if kind in TAR_KINDS:
+        return walk_samples(kind, entry, end, column)
+    cells = column_cells(entry, column) if column and kind == "parquet" else iter(())
+    return ((_unless_nested(member), os.fsdecode(next(cells, b"")))
+            for member in WALKERS[kind](entry, end))
+
+
+def walk_samples(kind: str, entry: storage.Entry, end: ArchiveEnd, column: str | None, *,
+                 after: Member | None = None) -> Iterator[tuple[Member, str]]:
+    """Members of a tar of some kind, without sidecars, each with the category its sample states.
+
+    Args:
+        after: only what follows this member of the same version of the archive.
+    """
+    wants = nothing if column is None else is_routing
+    start = after if column is None else None  # a .json before it may route what follows it
+    walked = (walk_bodies(entry, end, wants, after=start) if kind == "tar"
+              else walk_packed(kind, entry, end, wants, after=start))
+    found = samples(((_unless_nested(member), body) for member, body in walked), end, column, start)
+    behind = -1 if after is None else after.ordinal
+    return ((member, category) for member, category in found if member.ordinal > behind)
 
 
 def _kind(entry: storage.Entry, first: bytes) -> str:
@@ -170,9 +197,9 @@ def _walk_empty(entry: storage.Entry, end: ArchiveEnd) -> Iterator[Member]:
     return iter(())
 
 
+TAR_KINDS = ("tar", "tar.gz", "tar.zst")
 WALKERS: dict[str, Callable[[storage.Entry, ArchiveEnd], Iterator[Member]]] = {
-    "tar": walk_tar, "tar.gz": walk_tar_gz, "tar.zst": walk_tar_zst, "zip": walk_zip,
-    "parquet": walk_parquet, "empty": _walk_empty}
+    "zip": walk_zip, "parquet": walk_parquet, "empty": _walk_empty}
 
 
 def _unless_nested(member: Member) -> Member:

@@ -9,7 +9,7 @@ Python's own `tarfile` is not used: its stream mode spins for as long as a heade
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +27,10 @@ DIRECTORY = b"5"
 BODILESS = b"1", b"2", b"3", b"4", DIRECTORY, b"6"
 """Links, devices, directories: whatever size they state, no bytes follow (POSIX, tarfile)."""
 LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, GNU_SPARSE = b"L", b"K", b"x", b"g", b"S"
+
+
+Wants = Callable[[bytes, int], bool]
+"""Whether the body of a member of some name and size is wanted; it is held whole."""
 
 
 class Content(Protocol):
@@ -81,13 +85,24 @@ def walk_tar(entry: Entry, end: ArchiveEnd, *, after: Member | None = None) -> I
     Args:
         after: only what follows this member of the same version of the archive.
     """
+    return (member for member, _ in walk_bodies(entry, end, nothing, after=after))
+
+
+def walk_bodies(entry: Entry, end: ArchiveEnd, wants: Wants, *, after: Member | None = None
+                ) -> Iterator[tuple[Member, bytes]]:
+    """As `walk_tar`, with the bodies of the members that are wanted."""
     window = Window(uri=entry.uri, size=entry.size, version=entry.version)
-    return walk_headers(window, entry, end, kind="tar", after=after)
+    return walk_headers(window, entry, end, kind="tar", wants=wants, after=after)
 
 
-def walk_headers(content: Content, entry: Entry, end: ArchiveEnd, *, kind: str,
-                 after: Member | None = None) -> Iterator[Member]:
-    """As `walk_tar`, over the content of a tar of some kind."""
+def nothing(name: bytes, size: int) -> bool:
+    """Wants no body."""
+    return False
+
+
+def walk_headers(content: Content, entry: Entry, end: ArchiveEnd, *, kind: str, wants: Wants,
+                 after: Member | None = None) -> Iterator[tuple[Member, bytes]]:
+    """As `walk_bodies`, over the content of a tar of some kind."""
     at, ordinal = (0, 0) if after is None else (_padded(after.offset, after.size),
                                                 after.ordinal + 1)
     while True:
@@ -106,9 +121,10 @@ def walk_headers(content: Content, entry: Entry, end: ArchiveEnd, *, kind: str,
             end.detail = _after_end(content, body + BLOCK)
             return
         size = _size(header)
+        data = content.read(body, size) if wants(header.name, size) else b""
         cut = not content.reaches(body + size)
         if not _is_directory(header):
-            yield _member(entry, header, kind, ordinal, body, size, cut)
+            yield _member(entry, header, kind, ordinal, body, size, cut), data
             ordinal += 1
         if cut:
             end.status = SourceStatus.TRUNCATED

@@ -12,8 +12,9 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -26,9 +27,9 @@ from igd.data import fetch as fetching
 from igd.data import stream
 from igd.data.fetch import fetch
 from igd.data.members import ArchiveEnd, Member
-from igd.data.packed import Unpacked, packing_of, walk_tar_gz, walk_tar_zst
+from igd.data.packed import Unpacked, packing_of, walk_packed
 from igd.data.sources import SourceRecord, scan
-from igd.data.tarindex import walk_tar
+from igd.data.tarindex import nothing, walk_tar
 from igd.errors import ImageError, ObjectChangedError, StorageError
 from igd.records import Reason, SourceStatus
 
@@ -41,7 +42,6 @@ def zstd(data: bytes) -> bytes:
 
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"tar.gz": gzip.compress, "tar.zst": zstd}
-WALK = {"tar.gz": walk_tar_gz, "tar.zst": walk_tar_zst, "tar": walk_tar}
 
 
 def entry_of(path: Path) -> storage.Entry:
@@ -54,7 +54,14 @@ def walk(kind: str, data: bytes, folder: Path | str) -> tuple[list[Member], Arch
     path = Path(folder, "dump")
     path.write_bytes(data)
     end = ArchiveEnd()
-    return list(WALK[kind](entry_of(path), end)), end
+    return list(walking(kind, path, end)), end
+
+
+def walking(kind: str, path: Path, end: ArchiveEnd, **more: Any) -> Iterator[Member]:
+    entry = entry_of(path)
+    if kind == "tar":
+        return walk_tar(entry, end, **more)
+    return (member for member, _ in walk_packed(kind, entry, end, nothing, **more))
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -148,7 +155,7 @@ def test_the_walk_goes_on_behind_any_member(tmp_path: Path, kind: str) -> None:
                     tmp_path)
     for i, after in enumerate(found):
         end = ArchiveEnd()
-        assert list(WALK[kind](entry_of(tmp_path / "dump"), end, after=after)) == found[i + 1:]
+        assert list(walking(kind, tmp_path / "dump", end, after=after)) == found[i + 1:]
         assert end.status == SourceStatus.COMPLETE
 
 
@@ -336,11 +343,11 @@ def test_an_archive_replaced_during_the_walk_is_noticed(
     monkeypatch.setattr(stream, "RANGE_BYTES", 50_000)
     path = tmp_path / "dump"
     path.write_bytes(PACK[kind](tar(*((str(i), noise(40_000, i)) for i in range(20)))))
-    walking = WALK[kind](entry_of(path), ArchiveEnd())
-    next(walking)
+    members = walking(kind, path, ArchiveEnd())
+    next(members)
     path.write_bytes(b"another")
     with pytest.raises(ObjectChangedError):
-        list(walking)
+        list(members)
 
 
 def test_storage_out_of_reach_says_nothing_about_an_image(

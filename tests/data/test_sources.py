@@ -177,7 +177,7 @@ def test_a_file_over_the_limit_is_rejected(tmp_path: Path) -> None:
 def test_an_archive_lost_between_listing_and_walk_costs_itself_only(
         tmp_path: Path, fault: str, status: SourceStatus) -> None:
     for name in ("1.tar", "2.tar", "3.tar"):
-        (tmp_path / name).write_bytes(tar((name, b"x" * 400_000), ("last", b"")))
+        (tmp_path / name).write_bytes(tar((name + ".png", b"x" * 400_000), ("last", b"")))
     records: list[SourceRecord] = []
     walking = scan(str(tmp_path), records.append)
     paths = [next(walking)[0]]
