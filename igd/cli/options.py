@@ -29,13 +29,14 @@ RayAddress = Annotated[str | None, typer.Option(
     "cluster of this machine's cores that is stopped afterwards.")]
 Sources = Annotated[list[str], typer.Argument(
     metavar="SRC...", help="Directories, tar (also .gz, .zst), zip, Parquet or images; local "
-    "or s3://.")]
+    "or s3://. Patterns such as 's3://dumps/2026-11-*/cam?.tar': *, ? and [...] match within a "
+    "path segment, ** any number of segments; quote them from the shell.")]
 Category = Annotated[str | None, typer.Option(
     "--category", metavar="NAME", help="Score everything with one model.")]
 CategoryFrom = Annotated[str | None, typer.Option(
-    "--category-from", metavar="PATTERN", help="Read the category from each path below its source "
-    "(in an archive: each member's name), such as '{category}/*'; * stands for any characters, "
-    "also /.")]
+    "--category-from", metavar="PATTERN", help="Read the category from each path below its source, "
+    "or below what is before its first wildcard (in an archive: each member's name), such as "
+    "'{category}/*'; * stands for any characters, also /.")]
 CategoryColumn = Annotated[str | None, typer.Option(
     "--category-column", metavar="NAME", help="Read the category from this column of each row, in "
     "Parquet sources, or from this field of the .json beside an image, in WebDataset tars.")]

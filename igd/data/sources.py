@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from igd import storage
+from igd.data.globs import Glob, glob_of
 from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member
 from igd.data.packed import packing_of, walk_packed
 from igd.data.parquet import column_cells, looks_like_parquet, walk_parquet
@@ -49,7 +50,8 @@ class SourceRecord:
 
 
 def list_inputs(uri: str) -> Iterator[storage.Entry]:
-    """The objects of one source, unopened: the object itself, or all below the directory.
+    """The objects of one source, unopened: the object itself, all below the directory, or all
+    that match the pattern (`igd.data.globs`), with keys relative to what is fixed of it.
 
     Raises:
         DataError: there is nothing at `uri`.
@@ -60,9 +62,22 @@ def list_inputs(uri: str) -> Iterator[storage.Entry]:
         yield dataclasses.replace(entry, key=posixpath.basename(where.rstrip("/")))
     elif storage.exists_dir(uri):
         yield from storage.list_objects(uri)
+    elif (glob := glob_of(uri)) is not None:
+        yield from _at_least_one(glob, uri)
     else:
         raise DataError(f"source {uri!r} not found; expected a directory, a prefix, a tar (also "
                         ".gz, .zst), a zip, a Parquet file or an image")
+
+
+def _at_least_one(glob: Glob, uri: str) -> Iterator[storage.Entry]:
+    matched = glob.entries()
+    first = next(matched, None)
+    if first is None:
+        where = storage.local_path(uri) if storage.is_local(uri) else uri
+        raise DataError(f"source {where!r} matches nothing below {glob.fixed}; expected *, ? and "
+                        "[...] within a path segment, ** for any number of segments")
+    yield first
+    yield from matched
 
 
 def check_source(uri: str) -> None:
@@ -89,7 +104,7 @@ def scan(uri: str, done: Callable[[SourceRecord], None],
     """Every member of a source (that is picked) with the path it is routed by.
 
     Args:
-        uri: a directory, a prefix, an archive or an image.
+        uri: a directory, a prefix, an archive, an image, or a pattern of such.
         done: told how each archive, and the source itself, ended; its members are the picked ones.
         seen: told of every object of `select_inputs`, as far as the listing goes.
         column: rows of Parquet files are routed by this column, images of a tar by this field of

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 
 from igd import registry, storage, tables
 from igd.config import ImageConfig, config_from_dict
+from igd.data.globs import glob_of
 from igd.data.members import Member, unescape_name
 from igd.data.routing import Routing
 from igd.data.selection import Picker
 from igd.data.sources import SourceRecord, check_source, scan, select_inputs
-from igd.errors import ModelError
+from igd.errors import DataError, ModelError
 from igd.pipelines.run import Inputs, Run
 from igd.records import PLAN, UNROUTED, Reason, SourceStatus
 from igd.score.scorer import score_fingerprint
@@ -131,7 +132,7 @@ def list_members(wanted: Inputs, shards: Sharder, *, unknown_category: str = "re
 
     Raises:
         ConfigError: a pattern of --include that matches nothing.
-        DataError: a source is not there.
+        DataError: a source is not there, or two patterns have an object in common.
         ModelError: the category asked for has no usable model, or that of an image has none.
     """
     models = _Models(wanted, strict=unknown_category == "error")
@@ -142,7 +143,7 @@ def list_members(wanted: Inputs, shards: Sharder, *, unknown_category: str = "re
     for source in wanted.sources:
         if picker.full:
             break
-        for path, member in scan(source, records.append, inputs.add, picker,
+        for path, member in scan(source, records.append, _noted(source, wanted, inputs), picker,
                                  column=wanted.routing.column):
             category, member = _routed(member, path, wanted.routing, models)
             shards.add(member, category, models.shard_limit(category))
@@ -153,6 +154,24 @@ def list_members(wanted: Inputs, shards: Sharder, *, unknown_category: str = "re
     progress(shards.members)
     return Listing(bundles=models.frozen(), unknown=models.unknown(), inputs=inputs,
                    records=records, picker=picker, unmatched=unmatched)
+
+
+def _noted(source: str, wanted: Inputs, inputs: InputsHash) -> Callable[[storage.Entry], None]:
+    """Takes the objects of one source; refuses one that another source has too."""
+    globs = {other: glob_of(other) for other in wanted.sources}
+
+    def note(entry: storage.Entry) -> None:
+        for other, glob in globs.items():
+            if other != source and (glob or globs[source]) and (
+                    glob.holds(entry.uri) if glob else _is_of(entry.uri, other)):
+                raise DataError(f"{entry.uri} is of source {source} and of source {other} and "
+                                "would count twice; give sources that have nothing in common")
+        inputs.add(entry)
+    return note
+
+
+def _is_of(uri: str, place: str) -> bool:
+    return uri == place or storage.is_inside(uri, place)
 
 
 def make_plan(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category: str = "reject",

@@ -173,6 +173,18 @@ def test_a_tar_packed_by_xz_is_refused_before_anything_is_listed(asked, dump, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_an_object_of_two_patterns_is_refused_and_named(asked, dump, tmp_path) -> None:
+    source = dump("dir")
+    for sources in ((f"{source}/weave/test/*/*", f"{source}/*/test/good"),
+                    (f"{source}/we*", f"{source}/w*")):
+        with pytest.raises(DataError, match=r"weave/.* is of source .*count twice"):
+            make_plan(Run(request=asked(*sources), generation=1))
+    wanted = asked(f"{source}/weave/test/*/*", f"{source}/washer/t?st",
+                   routing=Routing(category="weave"))
+    plan = make_plan(Run(request=wanted, generation=1))
+    assert plan["members"] == 24 and plan["sources"][0].endswith("/weave/test/%2A/%2A")
+
+
 def test_an_output_that_holds_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(tables.ConfigError, match=r"something else.*thesis.txt"):
