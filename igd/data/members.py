@@ -11,7 +11,7 @@ from igd.records import SourceStatus
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
 """A member that unpacks to more is rejected unread."""
 WINDOW_BYTES = 256 * 1024
-"""How much of an archive is read at once while its headers are walked."""
+"""How much of a zip is read at once while its directory is."""
 
 STORED, DEFLATED = 0, 8
 """Packing methods, numbered as zip numbers them."""
@@ -77,10 +77,7 @@ class ArchiveEnd:
 
 @dataclass(kw_only=True)
 class Window:
-    """Reads of an object of known size, each served from the window around it.
-
-    Walking headers of small members streams the object in windows; large bodies are hopped over.
-    """
+    """Reads of an object of known size, each served from the window around it."""
 
     uri: str
     size: int
@@ -99,14 +96,6 @@ class Window:
             self._start = offset
         at = offset - self._start
         return self._data[at:at + length]
-
-    def reaches(self, offset: int) -> bool:
-        """Whether there are bytes up to an offset."""
-        return offset <= self.size
-
-    def end(self) -> int:
-        """Where it ends."""
-        return self.size
 
 
 def statable(number: int) -> int:

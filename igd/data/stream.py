@@ -1,26 +1,33 @@
-"""An object read front to back in large ranges, the next one fetched while one is used."""
+"""An object read front to back in large ranges, the next ones fetched while one is used."""
 
 from __future__ import annotations
 
 import io
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from igd import storage
 
+FIRST_BYTES = 256 * 1024
+"""The first range; each is twice the one before, up to the largest."""
 RANGE_BYTES = 4 * 1024 * 1024
-"""At most two of them are held."""
+AHEAD = 2
+"""Ranges in flight: while one arrives, the round trip of the next is already under way."""
 
 
 class Stream(io.RawIOBase):
-    """One version of an object of known size, from some byte on; errors as `storage.read_range`."""
+    """One version of an object of known size, from some byte on; errors as `storage.read_range`.
+
+    Held are the range in use and those in flight, 12 MiB at most.
+    """
 
     def __init__(self, uri: str, size: int, version: str, *, start: int = 0) -> None:
         self._uri, self._size, self._version = uri, size, version
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(AHEAD)
+        self._flying: deque[Future[bytes]] = deque()
+        self._asked_to, self._length = start, min(FIRST_BYTES, RANGE_BYTES)
         self._range = memoryview(b"")
         self._used = 0
-        self._ahead_at = start
-        self._ahead: Future[bytes] | None = None
 
     def readable(self) -> bool:
         return True
@@ -28,24 +35,24 @@ class Stream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, never across the end of a range; none at the end of the object."""
         if self._used == len(self._range):
-            self._range, self._used = memoryview(self._next_range()), 0
+            self._range, self._used = memoryview(self.next_range()), 0
         stop = len(self._range) if size < 0 else min(len(self._range), self._used + size)
         data = bytes(self._range[self._used:stop])
         self._used = stop
         return data
 
-    def _next_range(self) -> bytes:
-        waiting, self._ahead = self._ahead or self._ask(), None
-        if waiting is None:
+    def next_range(self) -> bytes:
+        """The next range whole, for who reads nothing else; empty at the end of the object."""
+        self._ask()
+        if not self._flying:
             return b""
-        data = waiting.result()
-        self._ahead = self._ask()
+        data = self._flying.popleft().result()
+        self._ask()
         return data
 
-    def _ask(self) -> Future[bytes] | None:
-        at = self._ahead_at
-        length = min(RANGE_BYTES, self._size - at)
-        if length <= 0:
-            return None
-        self._ahead_at = at + length
-        return self._pool.submit(storage.read_range, self._uri, at, length, version=self._version)
+    def _ask(self) -> None:
+        while len(self._flying) < AHEAD and self._asked_to < self._size:
+            at, length = self._asked_to, min(self._length, self._size - self._asked_to)
+            self._flying.append(self._pool.submit(
+                storage.read_range, self._uri, at, length, version=self._version))
+            self._asked_to, self._length = at + length, min(2 * self._length, RANGE_BYTES)

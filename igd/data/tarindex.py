@@ -1,7 +1,7 @@
 """The index of a tar (ustar, pax, GNU): headers walked by range reads, bodies never read.
 
-The walk knows its archive by a `Content` only: a window over a plain tar, or what a packed one
-(`igd.data.packed`) unpacks to.
+The walk knows its archive by a `Content` only: reads that hop over a plain tar, or what a packed
+one (`igd.data.packed`) unpacks to.
 
 Python's own `tarfile` is not used: its stream mode spins for as long as a header declares
 (a 1.5 KB file can ask for 2^60 bytes), and an archive cut at a member boundary ends silently.
@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from igd.data.members import MAX_MEMBER_BYTES, WINDOW_BYTES, ArchiveEnd, Member, Window, statable
+from igd.data.hops import Hops
+from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member, statable
 from igd.records import Reason, SourceStatus
 from igd.storage import Entry
 
 BLOCK = 512
+MAX_PADDING_BYTES = 256 * 1024
 MAX_EXTENSION_BYTES = 1024 * 1024
 """Cap on a long name or a pax header."""
 
@@ -91,8 +93,8 @@ def walk_tar(entry: Entry, end: ArchiveEnd, *, after: Member | None = None) -> I
 def walk_bodies(entry: Entry, end: ArchiveEnd, wants: Wants, *, after: Member | None = None
                 ) -> Iterator[tuple[Member, bytes]]:
     """As `walk_tar`, with the bodies of the members that are wanted."""
-    window = Window(uri=entry.uri, size=entry.size, version=entry.version)
-    return walk_headers(window, entry, end, kind="tar", wants=wants, after=after)
+    content = Hops(entry.uri, entry.size, entry.version)
+    return walk_headers(content, entry, end, kind="tar", wants=wants, after=after)
 
 
 def nothing(name: bytes, size: int) -> bool:
@@ -206,7 +208,7 @@ def _after_sparse_map(content: Content, header: Header, at: int) -> int:
 
 def _after_end(content: Content, at: int) -> str | None:
     """What to say of bytes after the end marker; padding is zeros and short."""
-    tail = content.read(at, WINDOW_BYTES)
+    tail = content.read(at, MAX_PADDING_BYTES)
     stop = content.end()
     if not tail.strip(b"\0") and at + len(tail) >= stop:
         return None
