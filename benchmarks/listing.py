@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import queue
 import shutil
 import signal
 import statistics
@@ -56,9 +57,9 @@ class AlwaysStream(Hops):
     def prefers_stream(self) -> bool:
         return True
 
-    def _fetch(self, offset: int, length: int) -> None:
-        self._hop_s = float("inf")  # no body is so large that the stream is left
-        super()._fetch(offset, length)
+    @property
+    def _worth_passing(self) -> float:
+        return float("inf")
 
 
 WAYS = {"hop": AlwaysHop, "stream": AlwaysStream, "chosen": Hops}
@@ -153,23 +154,30 @@ def server() -> Iterator[str]:
 @contextlib.contextmanager
 def delayed(endpoint: str, latency_s: float) -> Iterator[None]:
     """Storage is reached through a proxy that adds a round trip of so many seconds."""
-    loop = asyncio.new_event_loop()
-    port = urlsplit(endpoint).port
-    assert port is not None
-    proxy = loop.run_until_complete(asyncio.start_server(
-        lambda reader, writer: _forward_both(reader, writer, port, latency_s / 2),
-        "127.0.0.1", 0, limit=1 << 20))
-    thread = threading.Thread(target=loop.run_forever)
+    to = urlsplit(endpoint).port
+    assert to is not None
+    started: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = queue.Queue()
+    thread = threading.Thread(target=lambda: asyncio.run(_proxy(to, latency_s / 2, started)))
     thread.start()
-    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    loop, stop, port = started.get(timeout=10)
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
     _forget_clients()
     try:
         yield
     finally:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
         _forget_clients()
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(stop.set)
         thread.join()
+
+
+async def _proxy(to: int, delay_s: float, started: queue.Queue[Any]) -> None:
+    stop = asyncio.Event()
+    server = await asyncio.start_server(
+        lambda reader, writer: _forward_both(reader, writer, to, delay_s), "127.0.0.1", 0,
+        limit=1 << 20)
+    started.put((asyncio.get_running_loop(), stop, server.sockets[0].getsockname()[1]))
+    await stop.wait()
 
 
 def _forget_clients() -> None:
@@ -180,7 +188,9 @@ def _forget_clients() -> None:
 async def _forward_both(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int,
                         delay_s: float) -> None:
     to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    await asyncio.gather(_forward(reader, to_writer, delay_s), _forward(to_reader, writer, delay_s))
+    with contextlib.suppress(asyncio.CancelledError):  # the proxy ends before its connections
+        await asyncio.gather(_forward(reader, to_writer, delay_s),
+                             _forward(to_reader, writer, delay_s))
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,

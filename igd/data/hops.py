@@ -13,8 +13,7 @@ from igd.data.stream import RANGE_BYTES, Stream
 
 HOP_BYTES = 8 * 1024
 """A header, its extensions, and small neighbours."""
-FIRST_HOP_S = {True: 5e-5, False: 1e-2}
-FIRST_BYTE_S = {True: 1 / 2e9, False: 1 / 1e8}
+FIRST_BYTE_S = {True: 1 / 2e9, False: 1 / 2e8}
 """What is assumed of a local disk, and of object storage, until it is measured."""
 WEIGHT = 0.25
 """That of the newest measurement in a running mean."""
@@ -25,9 +24,9 @@ class Hops:
 
     def __init__(self, uri: str, size: int, version: str) -> None:
         self._uri, self._size, self._version = uri, size, version
-        self._hop_s = FIRST_HOP_S[storage.is_local(uri)]
+        self._hop_s: float | None = None
         self._byte_s = FIRST_BYTE_S[storage.is_local(uri)]
-        self._gap: float | None = None
+        self._gap = 0.0
         self._asked = 0
         self._stream: Stream | None = None
         self._start, self._data = 0, b""
@@ -54,41 +53,46 @@ class Hops:
 
     def prefers_stream(self) -> bool:
         """Whether bodies such as the last ones are passed sooner than a hop takes."""
-        return self._gap is not None and self._gap * self._byte_s < self._hop_s
+        return self._hop_s is not None and self._gap * self._byte_s < self._hop_s
 
     @property
     def _held_to(self) -> int:
         return self._start + len(self._data)
 
+    @property
+    def _worth_passing(self) -> float:
+        """Bytes that pass in the time of a hop."""
+        return (self._hop_s or 0) / self._byte_s
+
     def _note_gap(self, gap: int) -> None:
         if gap > 0:  # none before an extension's data
-            self._gap = gap if self._gap is None else self._gap + WEIGHT * (gap - self._gap)
+            self._gap = _mean(self._gap or None, gap)
 
     def _fetch(self, offset: int, length: int) -> None:
         if not self.prefers_stream():
             self._hop(offset, length)
-        elif self._stream is None or not (
-                self._start <= offset < self._held_to + self._hop_s / self._byte_s):
+            return
+        if self._stream is None or not self._start <= offset < self._held_to + self._worth_passing:
             self._stream = Stream(self._uri, self._size, self._version, start=offset)
             self._start, self._data = offset, b""
-            self._pass(offset)
-        else:
-            self._pass(offset)
+        self._pass(self._stream, offset)
 
     def _hop(self, offset: int, length: int) -> None:
         want = min(max(length, HOP_BYTES), self._size - offset)
         began = time.perf_counter()
         self._data = storage.read_range(self._uri, offset, want, version=self._version)
-        self._hop_s = min(self._hop_s, time.perf_counter() - began)
+        self._hop_s = _mean(self._hop_s, time.perf_counter() - began)
         self._start, self._stream = offset, None
 
-    def _pass(self, offset: int) -> None:
+    def _pass(self, stream: Stream, offset: int) -> None:
         """Takes the stream's next range, and keeps of the last one what is still asked for."""
-        assert self._stream is not None
         began = time.perf_counter()
-        data = self._stream.next_range()
+        data = stream.next_range()
         if len(data) == RANGE_BYTES:  # smaller ones are mostly round trip
-            byte_s = (time.perf_counter() - began) / len(data)
-            self._byte_s += WEIGHT * (byte_s - self._byte_s)
+            self._byte_s = _mean(self._byte_s, (time.perf_counter() - began) / len(data))
         kept = self._data[offset - self._start:]
         self._start, self._data = (offset, kept + data) if kept else (self._held_to, data)
+
+
+def _mean(mean: float | None, newest: float) -> float:
+    return newest if mean is None else mean + WEIGHT * (newest - mean)
