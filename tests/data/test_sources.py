@@ -9,6 +9,7 @@ import os
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +23,12 @@ from igd import storage
 from igd.data.fetch import fetch
 from igd.data.members import Member
 from igd.data.sources import SourceRecord, check_source, list_inputs, scan
-from igd.errors import DataError, ObjectChangedError, StorageError
+from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, StorageError
 from igd.records import PLAN, Reason, SourceStatus
+
+
+def packed(*members: tuple[str, bytes]) -> bytes:
+    return gzip.compress(tar(*members))
 
 
 def zipped(*members: tuple[str, bytes]) -> bytes:
@@ -133,7 +138,8 @@ def test_an_archive_without_members_ends_with_a_status(
 
 def test_archives_within_archives_are_rejected_unread(tmp_path: Path) -> None:
     inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst", "in.tar.xz", "in.parquet")
-    for name, make in (("out.tar", tar), ("out.zip", zipped), ("out.parquet", rows)):
+    for name, make in (("out.tar", tar), ("out.tgz", packed), ("out.zip", zipped),
+                       ("out.parquet", rows)):
         (tmp_path / name).write_bytes(make(*((n, b"x") for n in inner), ("good.png", b"y")))
         found, _ = scanned(str(tmp_path / name))
         assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 7 + [None]
@@ -206,7 +212,43 @@ def test_storage_out_of_reach_is_not_taken_for_the_end_of_an_archive(
         scanned(str(tmp_path))
 
 
-def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("make", [tar, packed, zipped])
+def test_every_container_keeps_twins_and_odd_names_apart(
+        tmp_path: Path, make: Callable[..., bytes]) -> None:
+    given = [("a.png", b"1"), ("a.png", b"1"), ("A.png", b"2"), ("\u00e9.png", b"3"),
+             ("e\u0301.png", b"4"), ("../a.png", b"5"), ("=cmd|' /C calc'!A0.png", b"6"),
+             ("\u202egnp.png", b"7"), ("x\ny\x1b[2J.png", b"8")]
+    (tmp_path / "a.tar").write_bytes(make(*given))
+    found, records = scanned(str(tmp_path / "a.tar"))
+    assert [path for path, _ in found] == [name for name, _ in given]
+    assert list(fetch([m for _, m in found])) == [content for _, content in given]
+    assert len({m.image_id for _, m in found}) == len(given)
+    assert [m.ordinal for _, m in found] == list(range(len(given)))
+    assert records[0].status == SourceStatus.COMPLETE
+
+
+@pytest.mark.parametrize("make", [tar, packed, zipped, rows])
+def test_an_archive_that_may_not_be_read_costs_itself_only(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., bytes]) -> None:
+    for name in ("1.tar", "2.tar", "3.tar"):
+        (tmp_path / name).write_bytes(make((f"{name}.png", b"x")))
+    read_range = storage.read_range
+
+    def refusing(uri: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+        if uri.endswith("2.tar"):
+            raise ObjectDeniedError("refused")
+        return read_range(uri, offset, length, version=version)
+
+    monkeypatch.setattr(storage, "read_range", refusing)
+    found, records = scanned(str(tmp_path))
+    assert [path for path, _ in found] == ["1.tar.png", "3.tar.png"]
+    assert {r.source_uri[-5:]: r.status for r in records if r.kind != "files"} == {
+        "1.tar": "complete", "2.tar": "denied", "3.tar": "complete"}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "in"
     inside.mkdir()
     out = io.BytesIO()
@@ -214,11 +256,12 @@ def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path)
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
         archive.addfile(link)
-        for name in ("link/canary", "../canary", f"{tmp_path}/canary"):
-            info = tarfile.TarInfo(name)
+        for path in ("link/canary", "../canary", f"{tmp_path}/canary"):
+            info = tarfile.TarInfo(path)
             info.size = 1
             archive.addfile(info, io.BytesIO(b"x"))
-    (inside / "a.tar").write_bytes(out.getvalue())
+    whole = out.getvalue()
+    (inside / name).write_bytes(gzip.compress(whole) if name == "a.tgz" else whole)
     opened: list[str] = []
     watching = True
 
@@ -232,7 +275,7 @@ def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path)
     contents = list(fetch([m for _, m in found]))
     watching = False
     assert contents[1:] == [b"x"] * 3 and opened == []
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "in"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [name, "in"]
 
 
 # -- identity
