@@ -14,6 +14,7 @@ from igd.errors import ConfigError, DataError, ModelError
 from igd.pipelines import plan as planning
 from igd.pipelines.plan import make_plan, members_of, shard_rows, unchanged
 from igd.pipelines.run import Run
+from igd.pipelines.shards import read_shard
 from igd.records import UNROUTED
 
 
@@ -189,3 +190,17 @@ def test_an_output_that_holds_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(tables.ConfigError, match=r"something else.*thesis.txt"):
         tables.check_output(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.zst", "zip"])
+def test_the_same_pixels_come_out_of_every_container(asked, dump, kind) -> None:
+    def decoded(kind: str) -> dict[str, tuple[bytes | None, str | None]]:
+        run = Run(request=asked(dump(kind)), generation=1)
+        plan = make_plan(run, shard_members=5)
+        rows = [row for n in range(plan["shards"])
+                for row in read_shard(run.at(), plan, n).to_pylist()]
+        names = [row["member"] or row["source_uri"].split("/dump.dir/")[1] for row in rows]
+        return {name: (row["pixels"], row["reject_reason"])
+                for name, row in zip(names, rows, strict=True)}
+
+    assert decoded(kind) == decoded("dir")
