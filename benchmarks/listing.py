@@ -57,10 +57,6 @@ class AlwaysStream(Hops):
     def prefers_stream(self) -> bool:
         return True
 
-    @property
-    def _worth_passing(self) -> float:
-        return float("inf")
-
 
 WAYS = {"hop": AlwaysHop, "stream": AlwaysStream, "chosen": Hops}
 

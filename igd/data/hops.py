@@ -59,11 +59,6 @@ class Hops:
     def _held_to(self) -> int:
         return self._start + len(self._data)
 
-    @property
-    def _worth_passing(self) -> float:
-        """Bytes that pass in the time of a hop."""
-        return (self._hop_s or 0) / self._byte_s
-
     def _note_gap(self, gap: int) -> None:
         if gap > 0:  # none before an extension's data
             self._gap = _mean(self._gap or None, gap)
@@ -72,7 +67,7 @@ class Hops:
         if not self.prefers_stream():
             self._hop(offset, length)
             return
-        if self._stream is None or not self._start <= offset < self._held_to + self._worth_passing:
+        if self._stream is None or offset < self._start:
             self._stream = Stream(self._uri, self._size, self._version, start=offset)
             self._start, self._data = offset, b""
         self._pass(self._stream, offset)

@@ -145,6 +145,14 @@ def test_a_source_inside_another_is_known_where_it_is_certain(tmp_path: Path, on
     assert overlap(str(tmp_path / one), str(tmp_path / other)) == certain
 
 
+def test_what_is_there_literally_overlaps_with_nothing_it_would_match(tmp_path: Path) -> None:
+    for name in ("a[1]", "a1"):
+        (tmp_path / name).mkdir()
+    assert not overlap(str(tmp_path / "a1"), str(tmp_path / "a[1]"))
+    (tmp_path / "a[1]").rmdir()
+    assert overlap(str(tmp_path / "a1"), str(tmp_path / "a[1]"))
+
+
 def test_a_place_where_a_pattern_may_match_is_known(tmp_path: Path) -> None:
     pattern = glob_of(str(tmp_path / "**/*.parquet"))
     assert pattern is not None and pattern.may_hold(str(tmp_path / "out"))
