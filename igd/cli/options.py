@@ -14,7 +14,8 @@ Models = Annotated[str, typer.Option("--models", metavar="URI", help="Model regi
                                      "or s3://bucket/prefix.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of category folders: MVTec AD "
                                      "trees (train/good) or plain folders of normal images; a "
-                                     "tar, zip or Parquet file may stand for any folder.")]
+                                     "tar (also .gz, .zst), zip or Parquet file may stand for any "
+                                     "folder.")]
 PresetOption = Annotated[str | None, typer.Option(
     "--preset", metavar="fast|small|paper", help="fast: Gaussian descriptors on features of a "
     "frozen ImageNet network, seconds to fit. small, paper: the nets of the IGD paper, narrow or "
@@ -27,16 +28,18 @@ RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", metavar="ADDRESS", help="Ray cluster to use. Default: RAY_ADDRESS, or a "
     "cluster of this machine's cores that is stopped afterwards.")]
 Sources = Annotated[list[str], typer.Argument(
-    metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://.")]
+    metavar="SRC...", help="Directories, tar (also .gz, .zst), zip, Parquet or images; local "
+    "or s3://. Patterns such as 's3://dumps/2026-11-*/cam?.tar': *, ? and [...] match within a "
+    "path segment, ** any number of segments; quote them from the shell.")]
 Category = Annotated[str | None, typer.Option(
     "--category", metavar="NAME", help="Score everything with one model.")]
 CategoryFrom = Annotated[str | None, typer.Option(
-    "--category-from", metavar="PATTERN", help="Read the category from each path below its source "
-    "(in an archive: each member's name), such as '{category}/*'; * stands for any characters, "
-    "also /.")]
+    "--category-from", metavar="PATTERN", help="Read the category from each path below its source, "
+    "or below what is before its first wildcard (in an archive: each member's name), such as "
+    "'{category}/*'; * stands for any characters, also /.")]
 CategoryColumn = Annotated[str | None, typer.Option(
     "--category-column", metavar="NAME", help="Read the category from this column of each row, in "
-    "Parquet sources.")]
+    "Parquet sources, or from this field of the .json beside an image, in WebDataset tars.")]
 UNKNOWN_CATEGORY = ("reject", "error")
 UnknownCategory = Annotated[str, typer.Option(
     "--unknown-category", metavar="reject|error", help="What becomes of an image whose category "

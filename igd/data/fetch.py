@@ -1,4 +1,4 @@
-"""The bytes of members: coalesced range reads, several at a time."""
+"""The bytes of members: coalesced range reads, several at a time, or a file read forward."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import groupby
 
 from igd import storage
 from igd.data.members import Member
+from igd.data.packed import PackedMembers
 from igd.data.parquet import Rows
 from igd.data.zipindex import unpack
 from igd.errors import (
@@ -25,14 +26,18 @@ MAX_GAP_BYTES = 64 * 1024
 MAX_RANGE_BYTES = 16 * 1024 * 1024
 THREADS = 8
 HELD_BYTES = 256 * 1024 * 1024
-"""Rows of a Parquet file that are asked for in another order are read and held up to this."""
+"""What is read forward and asked for in another order is held up to this."""
 
 STORAGE_REASONS = {ObjectMissingError: Reason.VANISHED, ObjectChangedError: Reason.CHANGED,
                    ObjectDeniedError: Reason.DENIED}
 
-_idle: deque[Rows] = deque(maxlen=1)
-"""The Parquet file last read, where reading stopped: a process that reads shard after shard of one
-large row group goes through it once."""
+Forward = Rows | PackedMembers
+FORWARD = ("parquet", "tar.gz", "tar.zst")
+"""Kinds whose members have no range of their own."""
+
+_idle: deque[Forward] = deque(maxlen=1)
+"""The file last read forward, where reading stopped: a process that reads shard after shard of one
+large row group, or of one packed tar, goes through it once."""
 
 
 def fetch(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
@@ -42,9 +47,9 @@ def fetch(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
     vanished, changed or is denied rejects its members; any other storage error is raised, for
     it says nothing about an image.
     """
-    for in_rows, group in groupby(members, key=lambda m: m.kind == "parquet"):
+    for forward, group in groupby(members, key=lambda m: m.kind in FORWARD):
         run = list(group)
-        yield from _fetch_rows(run) if in_rows else _fetch_ranges(run)
+        yield from _fetch_forward(run) if forward else _fetch_ranges(run)
 
 
 def _fetch_ranges(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
@@ -103,26 +108,26 @@ def _content(member: Member, start: int, answer: bytes | ImageError) -> bytes | 
         return error
 
 
-def _fetch_rows(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
-    for at, run in groupby(members, key=lambda m: (m.source_uri, m.source_version)):
-        rows = _reader(*at)
+def _fetch_forward(members: Sequence[Member]) -> Iterator[bytes | ImageError]:
+    for at, run in groupby(members, key=lambda m: (m.source_uri, m.source_version, m.kind)):
+        reader = _reader(*at)
         for block in _blocks(list(run)):
             order = sorted(range(len(block)), key=lambda i: block[i].ordinal)
             if order == list(range(len(block))):
-                yield from (_row(rows, member) for member in block)
+                yield from (_forward(reader, member) for member in block)
             else:
-                found = {i: _row(rows, block[i]) for i in order}
+                found = {i: _forward(reader, block[i]) for i in order}
                 yield from (found.pop(i) for i in range(len(block)))
-        rows.pause()
-        _idle.append(rows)
+        reader.pause()
+        _idle.append(reader)
 
 
-def _reader(uri: str, version: str) -> Rows:
+def _reader(uri: str, version: str, kind: str) -> Forward:
     with contextlib.suppress(IndexError):
-        rows = _idle.pop()
-        if (rows.uri, rows.version) == (uri, version):
-            return rows
-    return Rows(uri, version)
+        reader = _idle.pop()
+        if (reader.uri, reader.version) == (uri, version):
+            return reader
+    return Rows(uri, version) if kind == "parquet" else PackedMembers(uri, version, kind)
 
 
 def _blocks(members: Sequence[Member]) -> Iterator[list[Member]]:
@@ -138,11 +143,11 @@ def _blocks(members: Sequence[Member]) -> Iterator[list[Member]]:
         yield block
 
 
-def _row(rows: Rows, member: Member) -> bytes | ImageError:
+def _forward(reader: Forward, member: Member) -> bytes | ImageError:
     if member.reject_reason is not None:
         return ImageError(member.reject_reason, member.reject_detail or "")
     try:
-        return rows.read(member.ordinal)
+        return reader.read(member)
     except ImageError as error:
         return error
     except tuple(STORAGE_REASONS) as error:

@@ -11,7 +11,7 @@ from igd.records import SourceStatus
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
 """A member that unpacks to more is rejected unread."""
 WINDOW_BYTES = 256 * 1024
-"""How much of an archive is read at once while its headers are walked."""
+"""How much of a zip is read at once while its directory is."""
 
 STORED, DEFLATED = 0, 8
 """Packing methods, numbered as zip numbers them."""
@@ -26,9 +26,10 @@ class Member:
         ordinal: position among the archive's non-directory entries, the row number in a Parquet
             file; 0 for a file.
         raw_name: the name as the archive has it; empty for a file.
-        kind: `file`, `tar`, `zip` or `parquet`.
-        offset, span: the bytes to fetch; a zip member's span begins at its local header, and of a
-            Parquet row only the span is known, on average (`igd.data.parquet`).
+        kind: `file`, `tar`, `tar.gz`, `tar.zst`, `zip` or `parquet`.
+        offset, span: the bytes to fetch; a zip member's span begins at its local header, those of
+            a packed tar count what it unpacks to, and of a Parquet row only the span is known, on
+            average (`igd.data.parquet`).
         size: unpacked bytes; -1 where more are declared than any row can state.
         crc: CRC-32 of the unpacked bytes where the archive states one.
     """
@@ -63,18 +64,20 @@ class Member:
 
 @dataclass(kw_only=True)
 class ArchiveEnd:
-    """How the walk over an archive ended; filled while it is walked."""
+    """How the walk over an archive ended; filled while it is walked.
+
+    Attributes:
+        sidecars: members that stand beside an image and are none, by extension.
+    """
 
     status: SourceStatus = SourceStatus.COMPLETE
     detail: str | None = None
+    sidecars: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
 class Window:
-    """Reads of an object of known size, each served from the window around it.
-
-    Walking headers of small members streams the object in windows; large bodies are hopped over.
-    """
+    """Reads of an object of known size, each served from the window around it."""
 
     uri: str
     size: int

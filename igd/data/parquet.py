@@ -164,13 +164,14 @@ class Rows:
         self._cells: Iterator[pa.Scalar] = iter(())
         self._end = ImageError(Reason.TRUNCATED, "")
 
-    def read(self, ordinal: int) -> bytes:
+    def read(self, member: Member) -> bytes:
         """The image of one row.
 
         Raises:
             ImageError: it cannot be had.
             StorageError: as `igd.storage.read_range`.
         """
+        ordinal = member.ordinal
         try:
             file = self._opened()
         except StorageError:

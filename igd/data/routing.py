@@ -13,12 +13,12 @@ PLACEHOLDER = "{category}"
 
 @dataclass(frozen=True)
 class Routing:
-    """A fixed category, a path pattern, or a column of Parquet sources.
+    """A fixed category, a path pattern, or a column of Parquet sources (a field of WebDatasets).
 
     In a pattern, `{category}` stands for one path segment (or a part of one) and `*` for any
     run of characters, also `/`, as few as possible. It is matched against the path of a file
-    below its source, or of a member in its archive. With a column, what has no such column has
-    no category.
+    below its source, or of a member in its archive. With a column, what has no such column, and
+    no `.json` with such a field beside it in its tar, has no category.
 
     Raises:
         ConfigError: none or several are given, or the pattern lacks `{category}`.

@@ -1,19 +1,25 @@
 """The index of a tar (ustar, pax, GNU): headers walked by range reads, bodies never read.
 
+The walk knows its archive by a `Content` only: reads that hop over a plain tar, or what a packed
+one (`igd.data.packed`) unpacks to.
+
 Python's own `tarfile` is not used: its stream mode spins for as long as a header declares
 (a 1.5 KB file can ask for 2^60 bytes), and an archive cut at a member boundary ends silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from igd.data.members import MAX_MEMBER_BYTES, WINDOW_BYTES, ArchiveEnd, Member, Window, statable
+from igd.data.hops import Hops
+from igd.data.members import MAX_MEMBER_BYTES, ArchiveEnd, Member, statable
 from igd.records import Reason, SourceStatus
 from igd.storage import Entry
 
 BLOCK = 512
+MAX_PADDING_BYTES = 256 * 1024
 MAX_EXTENSION_BYTES = 1024 * 1024
 """Cap on a long name or a pax header."""
 
@@ -23,6 +29,23 @@ DIRECTORY = b"5"
 BODILESS = b"1", b"2", b"3", b"4", DIRECTORY, b"6"
 """Links, devices, directories: whatever size they state, no bytes follow (POSIX, tarfile)."""
 LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, GNU_SPARSE = b"L", b"K", b"x", b"g", b"S"
+
+
+Wants = Callable[[bytes, int], bool]
+"""Whether the body of a member of some name and size is wanted; it is held whole."""
+
+
+class Content(Protocol):
+    """The bytes of a tar, asked for from front to back."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer only where the content ends."""
+
+    def reaches(self, offset: int) -> bool:
+        """Whether there are bytes up to an offset; those before are asked for no more."""
+
+    def end(self) -> int:
+        """Where it ends."""
 
 
 class HeaderError(ValueError):
@@ -60,34 +83,51 @@ def looks_like_tar(first_block: bytes) -> bool:
 
 def walk_tar(entry: Entry, end: ArchiveEnd) -> Iterator[Member]:
     """Every member that is not a directory, in order; `end` says how the archive ended."""
-    window = Window(uri=entry.uri, size=entry.size, version=entry.version)
-    at, ordinal = 0, 0
+    return (member for member, _ in walk_bodies(entry, end, nothing))
+
+
+def walk_bodies(entry: Entry, end: ArchiveEnd, wants: Wants) -> Iterator[tuple[Member, bytes]]:
+    """As `walk_tar`, with the bodies of the members that are wanted."""
+    content = Hops(entry.uri, entry.size, entry.version)
+    return walk_headers(content, entry, end, kind="tar", wants=wants)
+
+
+def nothing(name: bytes, size: int) -> bool:
+    """Wants no body."""
+    return False
+
+
+def walk_headers(content: Content, entry: Entry, end: ArchiveEnd, *, kind: str, wants: Wants
+                 ) -> Iterator[tuple[Member, bytes]]:
+    """As `walk_bodies`, over the content of a tar of some kind."""
+    at = ordinal = 0
     while True:
         try:
-            header, body = _next_header(window, at)
+            header, body = _next_header(content, at)
         except HeaderError as error:
             end.status, end.detail = SourceStatus.DAMAGED, f"{error} at byte {at}"
             return
         except EOFError as error:
             end.status, end.detail = SourceStatus.TRUNCATED, f"{error} at byte {at}"
             return
+        if body is None:
+            end.status, end.detail = SourceStatus.NO_END_MARKER, "no end marker"
+            return
         if header is None:
-            if body > entry.size:
-                end.status, end.detail = SourceStatus.NO_END_MARKER, "no end marker"
-            else:
-                end.detail = _after_end(window, body + BLOCK)
+            end.detail = _after_end(content, body + BLOCK)
             return
         size = _size(header)
-        cut = body + size > entry.size
+        data = content.read(body, size) if wants(header.name, size) else b""
+        cut = not content.reaches(body + size)
         if not _is_directory(header):
-            yield _member(entry, header, ordinal, body, size, cut)
+            yield _member(entry, header, kind, ordinal, body, size, cut), data
             ordinal += 1
         if cut:
             end.status = SourceStatus.TRUNCATED
             end.detail = (f"{size} bytes declared at byte {body}, the archive ends at byte "
-                          f"{entry.size}")
+                          f"{content.end()}")
             return
-        at = body + -(-size // BLOCK) * BLOCK
+        at = _padded(body, size)
 
 
 def parse_header(block: bytes) -> Header:
@@ -114,18 +154,24 @@ def parse_header(block: bytes) -> Header:
     return Header(name, size, kind, sparse_blocks=kind == GNU_SPARSE and block[482] != 0)
 
 
-def _next_header(window: Window, at: int) -> tuple[Header | None, int]:
-    """The next member's header and the offset of its body; None at the end of the archive.
+def _padded(body: int, size: int) -> int:
+    """Where the next header begins."""
+    return body + -(-size // BLOCK) * BLOCK
 
-    At a proper end the offset stays within the object; past it where the end marker is missing.
+
+def _next_header(content: Content, at: int) -> tuple[Header | None, int | None]:
+    """The next member's header and the offset of its body.
+
+    At the end of the archive there is no header, and the offset is that of the end marker, or
+    None where it is missing.
     """
     extension = Extension()
     while True:
-        block = window.read(at, BLOCK)
+        block = content.read(at, BLOCK)
         if block == bytes(BLOCK):
             return None, at
         if not block:
-            return None, window.size + 1
+            return None, None
         if len(block) < BLOCK:
             raise EOFError("header cut")
         header = parse_header(block)
@@ -133,33 +179,34 @@ def _next_header(window: Window, at: int) -> tuple[Header | None, int]:
         if header.type not in (LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL):
             header.extension = extension
             header.name = extension.name if extension.name is not None else header.name
-            return header, _after_sparse_map(window, header, body)
+            return header, _after_sparse_map(content, header, body)
         if header.size > MAX_EXTENSION_BYTES:
             raise HeaderError(f"extension header of {header.size} bytes")
-        data = window.read(body, header.size)
+        data = content.read(body, header.size)
         if len(data) < header.size:
             raise EOFError("extension header cut")
         _extend(extension, header.type, data)
-        at = body + -(-header.size // BLOCK) * BLOCK
+        at = _padded(body, header.size)
 
 
-def _after_sparse_map(window: Window, header: Header, at: int) -> int:
+def _after_sparse_map(content: Content, header: Header, at: int) -> int:
     """Where the body begins: GNU's long sparse maps come before it and count in no size."""
     more = header.sparse_blocks
     while more:
-        block = window.read(at, BLOCK)
+        block = content.read(at, BLOCK)
         if len(block) < BLOCK:
             raise EOFError("sparse map cut")
         more, at = block[504] != 0, at + BLOCK
     return at
 
 
-def _after_end(window: Window, at: int) -> str | None:
+def _after_end(content: Content, at: int) -> str | None:
     """What to say of bytes after the end marker; padding is zeros and short."""
-    tail = window.read(at, WINDOW_BYTES)
-    if not tail.strip(b"\0") and at + len(tail) >= window.size:
+    tail = content.read(at, MAX_PADDING_BYTES)
+    stop = content.end()
+    if not tail.strip(b"\0") and at + len(tail) >= stop:
         return None
-    return f"{window.size - at} bytes after the end marker at byte {at - BLOCK} are not read"
+    return f"{stop - at} bytes after the end marker at byte {at - BLOCK} are not read"
 
 
 def _is_directory(header: Header) -> bool:
@@ -221,11 +268,11 @@ def _number(field_bytes: bytes) -> int:
         raise HeaderError(f"bad octal number {text!r}") from None
 
 
-def _member(entry: Entry, header: Header, ordinal: int, body: int, size: int,
+def _member(entry: Entry, header: Header, kind: str, ordinal: int, body: int, size: int,
             cut: bool) -> Member:
     reason, detail = _why_not(header, size, cut)
     return Member(source_uri=entry.uri, source_version=entry.version, ordinal=ordinal,
-                  raw_name=header.name, kind="tar", offset=body, span=0 if reason else size,
+                  raw_name=header.name, kind=kind, offset=body, span=0 if reason else size,
                   size=statable(size), reject_reason=reason, reject_detail=detail)
 
 

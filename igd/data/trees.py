@@ -25,6 +25,7 @@ from igd.data.members import Member, escape_name
 from igd.data.sources import (
     ARCHIVE_SUFFIXES,
     SourceRecord,
+    archive_stem,
     check_source,
     file_member,
     is_archive,
@@ -76,7 +77,7 @@ def list_tree(uri: str) -> list[ImageRef]:
     Dotfiles and what is in dot-folders are left out.
 
     Raises:
-        DataError: an archive is damaged, or is of a kind without an index.
+        DataError: an archive is damaged, or is of a kind that is not read.
     """
     places = [uri] if exists_dir(uri) else []
     places += [place for place in (uri, *_archives(uri)) if not exists_dir(place) and stat(place)]
@@ -93,7 +94,7 @@ def outline(data_uri: str) -> list[str]:
     """
     if not exists_dir(data_uri):
         return [ref.key for ref in list_tree(data_uri)]
-    return sorted(posixpath.splitext(key)[0] + "/*" if is_archive(entry) else key
+    return sorted(archive_stem(key) + "/*" if is_archive(entry) else key
                   for entry in list_inputs(data_uri) for key in [_escaped(entry.key)]
                   if _is_image(key) or (is_archive(entry) and not _is_hidden(key)))
 
@@ -161,8 +162,8 @@ def _refs(place: str) -> Iterator[ImageRef]:
         if not is_archive(entry):
             yield ImageRef(_escaped(entry.key), file_member(entry))
             continue
-        stem = posixpath.splitext(posixpath.basename(entry.key))[0]
-        folder = "" if alone else posixpath.splitext(entry.key)[0] + "/"
+        place_of = archive_stem(entry.key)
+        stem, folder = posixpath.basename(place_of), "" if alone else place_of + "/"
         for name, member in _members(entry.uri, entry.version):
             inside = posixpath.normpath(name).removeprefix(f"{stem}/")
             yield ImageRef(_escaped(folder + inside), member)

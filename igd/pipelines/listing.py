@@ -11,11 +11,12 @@ from typing import Any
 
 from igd import registry, storage
 from igd.config import ImageConfig
+from igd.data.globs import glob_of
 from igd.data.members import Member
 from igd.data.routing import Routing
 from igd.data.selection import Picker
 from igd.data.sources import SourceRecord, check_source, scan
-from igd.errors import ModelError
+from igd.errors import DataError, ModelError
 from igd.pipelines.run import Inputs
 from igd.records import UNROUTED, Reason
 from igd.score.scorer import score_fingerprint
@@ -65,7 +66,7 @@ class Listing:
 
         Raises:
             ConfigError: a pattern of --include that matches nothing.
-            DataError: a source is not there.
+            DataError: a source is not there, or two patterns have an object in common.
             ModelError: that of an image's category is damaged, or missing with `error`.
         """
         for source in self.wanted.sources:
@@ -74,14 +75,27 @@ class Listing:
         for source in self.wanted.sources:
             if self.picker.full:
                 break
-            for path, member in scan(source, self.records.append, self.inputs.add, self.picker,
-                                     column=self.wanted.routing.column):
+            for path, member in scan(source, self.records.append, self._noted(source),
+                                     self.picker, column=self.wanted.routing.column):
                 yield self._routed(member, path, self.wanted.routing)
                 count += 1
                 if count % PROGRESS_EVERY == 0:
                     progress(count)
         self.unmatched = self.picker.idle_excludes()
         progress(count)
+
+    def _noted(self, source: str) -> Callable[[storage.Entry], None]:
+        """Takes the objects of one source; refuses one that another source has too."""
+        globs = {other: glob_of(other) for other in self.wanted.sources}
+
+        def note(entry: storage.Entry) -> None:
+            for other, glob in globs.items():
+                if other != source and (glob or globs[source]) and (
+                        glob.holds(entry.uri) if glob else _is_of(entry.uri, other)):
+                    raise DataError(f"{entry.uri} is of source {source} and of source {other} and "
+                                    "would count twice; give sources that have nothing in common")
+            self.inputs.add(entry)
+        return note
 
     def _routed(self, member: Member, path: str, routing: Routing) -> Routed:
         category = routing.route(path)
@@ -93,6 +107,10 @@ class Listing:
             return Routed(member, category, self.models.shard_limit(category))
         rejected = dataclasses.replace(member, reject_reason=reason, reject_detail=detail)
         return Routed(rejected, UNROUTED, self.models.shard_limit(UNROUTED))
+
+
+def _is_of(uri: str, place: str) -> bool:
+    return uri == place or storage.is_inside(uri, place)
 
 
 class InputsHash:

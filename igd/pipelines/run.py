@@ -25,6 +25,7 @@ from datetime import date as Date
 from typing import Any, Literal
 
 from igd import storage, tables
+from igd.data.globs import glob_of, overlap
 from igd.data.routing import Routing
 from igd.data.selection import EVERYTHING, Selection
 from igd.errors import ConfigError, ObjectMissingError
@@ -39,7 +40,7 @@ class Inputs:
     """Images, and how a model is chosen for each.
 
     Attributes:
-        sources: canonical URIs, without repetition.
+        sources: canonical URIs of places and patterns, without repetition.
     """
 
     sources: tuple[str, ...]
@@ -95,7 +96,7 @@ def inputs(sources: Sequence[str], *, models: str, routing: Routing,
     canonical = tuple(dict.fromkeys(storage.canonical(source) for source in sources))
     for inner in canonical:
         for outer in canonical:
-            if storage.is_inside(inner, outer):
+            if inner != outer and overlap(inner, outer):
                 raise ConfigError(f"source {inner} lies inside source {outer}; its images would "
                                   "count twice")
     _refuse_inside("--models", models, canonical)
@@ -208,7 +209,8 @@ def next_run(wanted: Request, after: Run | None) -> Run:
 
 def _refuse_inside(option: str, place: str, sources: Sequence[str]) -> None:
     for source in sources:
-        if storage.is_inside(place, source):
+        glob = glob_of(source)
+        if storage.is_inside(place, source) or (glob is not None and glob.may_hold(place)):
             raise ConfigError(f"{option} {place} lies inside source {source}; its files would "
                               "count as images; choose a place outside")
 

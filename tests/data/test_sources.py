@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import os
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,23 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import tar
 
 from igd import storage
 from igd.data.fetch import fetch
 from igd.data.members import Member
 from igd.data.sources import SourceRecord, check_source, list_inputs, scan
-from igd.errors import DataError, ObjectChangedError, StorageError
+from igd.errors import DataError, ObjectChangedError, ObjectDeniedError, StorageError
 from igd.records import PLAN, Reason, SourceStatus
 
 
-def tar(*members: tuple[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
+def packed(*members: tuple[str, bytes]) -> bytes:
+    return gzip.compress(tar(*members))
 
 
 def zipped(*members: tuple[str, bytes]) -> bytes:
@@ -66,19 +63,22 @@ def test_a_dump_is_every_file_and_every_member_once(root: str) -> None:
     files = {"weave/a.png": b"A", "notes.txt": b"not an image", ".hidden.png": b"h",
              "._x.png": b"fork", "empty.png": b"", "in.tar": tar(("t/1.png", b"1"), ("2", b"22")),
              "deep/in.ZIP": zipped(("z/3.png", b"333")),
-             "in.parquet": rows(("p/4.png", b"4444"), ("5", b"5"), ("6", b""))}
+             "in.parquet": rows(("p/4.png", b"4444"), ("5", b"5"), ("6", b"")),
+             "deep/in.tgz": gzip.compress(tar(("g/7.png", b"77"), ("8", b""))),
+             "in.tar.ZST": pa.Codec("zstd").compress(tar(("9", b"9")), asbytes=True)}
     for key, data in files.items():
         storage.write_bytes(storage.join(root, key), data)
     found, records = scanned(root)
     contents = dict(zip((path for path, _ in found), fetch([m for _, m in found]), strict=True))
     assert contents == {"weave/a.png": b"A", "notes.txt": b"not an image", ".hidden.png": b"h",
                         "._x.png": b"fork", "empty.png": b"", "t/1.png": b"1", "2": b"22",
-                        "z/3.png": b"333", "p/4.png": b"4444", "5": b"5", "6": b""}
-    assert len({m.image_id for _, m in found}) == len(found) == 11
+                        "z/3.png": b"333", "p/4.png": b"4444", "5": b"5", "6": b"",
+                        "g/7.png": b"77", "8": b"", "9": b"9"}
+    assert len({m.image_id for _, m in found}) == len(found) == 14
     by_kind = {r.kind: (r.members, r.status) for r in records}
     assert by_kind == {kind: (count, SourceStatus.COMPLETE)
                        for kind, count in (("files", 5), ("tar", 2), ("zip", 1),
-                                           ("parquet", 3))}
+                                           ("parquet", 3), ("tar.gz", 2), ("tar.zst", 1))}
     again, _ = scanned(root)
     assert [m for _, m in again] == [m for _, m in found]
 
@@ -119,6 +119,10 @@ def test_the_content_says_which_archive_it_is(root: str) -> None:
     ("html.zip", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
     ("html.parquet", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
     ("short.tar", b"\0" * 100, SourceStatus.TRUNCATED),
+    ("zero.tar.gz", b"", SourceStatus.COMPLETE),
+    ("empty.tgz", gzip.compress(bytes(10_240)), SourceStatus.COMPLETE),
+    ("html.tar.zst", b"<html>502</html>" * 100, SourceStatus.DAMAGED),
+    ("html.tgz", gzip.compress(b"<html>502</html>" * 100), SourceStatus.DAMAGED),
     ("cut.zip", zipped(("a", b"x" * 500))[:40], SourceStatus.DAMAGED),
 ])
 def test_an_archive_without_members_ends_with_a_status(
@@ -133,17 +137,20 @@ def test_an_archive_without_members_ends_with_a_status(
 
 
 def test_archives_within_archives_are_rejected_unread(tmp_path: Path) -> None:
-    inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst", "in.parquet")
-    for name, make in (("out.tar", tar), ("out.zip", zipped), ("out.parquet", rows)):
+    inner = ("in.tar", "in.ZIP", "in.tar.gz", "in.tgz", "in.tar.zst", "in.tar.xz", "in.parquet")
+    for name, make in (("out.tar", tar), ("out.tgz", packed), ("out.zip", zipped),
+                       ("out.parquet", rows)):
         (tmp_path / name).write_bytes(make(*((n, b"x") for n in inner), ("good.png", b"y")))
         found, _ = scanned(str(tmp_path / name))
-        assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 6 + [None]
+        assert [m.reject_reason for _, m in found] == [Reason.NESTED] * 7 + [None]
 
 
-def test_a_compressed_tar_is_refused_as_a_source_and_rejected_in_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "day.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(DataError, match="compressed tar"):
-        check_source(str(tmp_path / "day.tar.gz"))
+@pytest.mark.parametrize("name", ["day.tar.bz2", "day.TXZ"])
+def test_a_tar_packed_otherwise_is_refused_as_a_source_and_rejected_in_a_folder(
+        tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"BZh9")
+    with pytest.raises(DataError, match="bzip2 or xz"):
+        check_source(str(tmp_path / name))
     check_source(str(tmp_path))
     found, _ = scanned(str(tmp_path))
     assert [m.reject_reason for _, m in found] == [Reason.FORMAT_NOT_ALLOWED]
@@ -176,7 +183,7 @@ def test_a_file_over_the_limit_is_rejected(tmp_path: Path) -> None:
 def test_an_archive_lost_between_listing_and_walk_costs_itself_only(
         tmp_path: Path, fault: str, status: SourceStatus) -> None:
     for name in ("1.tar", "2.tar", "3.tar"):
-        (tmp_path / name).write_bytes(tar((name, b"x" * 400_000), ("last", b"")))
+        (tmp_path / name).write_bytes(tar((name + ".png", b"x" * 400_000), ("last", b"")))
     records: list[SourceRecord] = []
     walking = scan(str(tmp_path), records.append)
     paths = [next(walking)[0]]
@@ -205,7 +212,43 @@ def test_storage_out_of_reach_is_not_taken_for_the_end_of_an_archive(
         scanned(str(tmp_path))
 
 
-def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("make", [tar, packed, zipped])
+def test_every_container_keeps_twins_and_odd_names_apart(
+        tmp_path: Path, make: Callable[..., bytes]) -> None:
+    given = [("a.png", b"1"), ("a.png", b"1"), ("A.png", b"2"), ("\u00e9.png", b"3"),
+             ("e\u0301.png", b"4"), ("../a.png", b"5"), ("=cmd|' /C calc'!A0.png", b"6"),
+             ("\u202egnp.png", b"7"), ("x\ny\x1b[2J.png", b"8")]
+    (tmp_path / "a.tar").write_bytes(make(*given))
+    found, records = scanned(str(tmp_path / "a.tar"))
+    assert [path for path, _ in found] == [name for name, _ in given]
+    assert list(fetch([m for _, m in found])) == [content for _, content in given]
+    assert len({m.image_id for _, m in found}) == len(given)
+    assert [m.ordinal for _, m in found] == list(range(len(given)))
+    assert records[0].status == SourceStatus.COMPLETE
+
+
+@pytest.mark.parametrize("make", [tar, packed, zipped, rows])
+def test_an_archive_that_may_not_be_read_costs_itself_only(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., bytes]) -> None:
+    for name in ("1.tar", "2.tar", "3.tar"):
+        (tmp_path / name).write_bytes(make((f"{name}.png", b"x")))
+    read_range = storage.read_range
+
+    def refusing(uri: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+        if uri.endswith("2.tar"):
+            raise ObjectDeniedError("refused")
+        return read_range(uri, offset, length, version=version)
+
+    monkeypatch.setattr(storage, "read_range", refusing)
+    found, records = scanned(str(tmp_path))
+    assert [path for path, _ in found] == ["1.tar.png", "3.tar.png"]
+    assert {r.source_uri[-5:]: r.status for r in records if r.kind != "files"} == {
+        "1.tar": "complete", "2.tar": "denied", "3.tar": "complete"}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "in"
     inside.mkdir()
     out = io.BytesIO()
@@ -213,11 +256,12 @@ def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path)
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
         archive.addfile(link)
-        for name in ("link/canary", "../canary", f"{tmp_path}/canary"):
-            info = tarfile.TarInfo(name)
+        for path in ("link/canary", "../canary", f"{tmp_path}/canary"):
+            info = tarfile.TarInfo(path)
             info.size = 1
             archive.addfile(info, io.BytesIO(b"x"))
-    (inside / "a.tar").write_bytes(out.getvalue())
+    whole = out.getvalue()
+    (inside / name).write_bytes(gzip.compress(whole) if name == "a.tgz" else whole)
     opened: list[str] = []
     watching = True
 
@@ -231,7 +275,7 @@ def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path)
     contents = list(fetch([m for _, m in found]))
     watching = False
     assert contents[1:] == [b"x"] * 3 and opened == []
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "in"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [name, "in"]
 
 
 # -- identity

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tars import END, GOOD, base_256, header, padded, pax, tar
 
 from igd import storage
 from igd.data.fetch import fetch
@@ -33,41 +34,6 @@ def walk(data: bytes, folder: Path | str) -> tuple[list[Member], ArchiveEnd]:
     assert entry is not None
     end = ArchiveEnd()
     return list(walk_tar(entry, end)), end
-
-
-def tar(*members: tuple[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def header(name: bytes = b"a.png", *, size: bytes = b"00000000005\0", kind: bytes = b"0",
-           magic: bytes = b"ustar\x0000", **fields: bytes) -> bytes:
-    """One header block, with a right checksum."""
-    block = bytearray(BLOCK)
-    at = {"name": 0, "size": 124, "kind": 156, "link": 157, "magic": 257, "prefix": 345,
-          "sparse_more": 482}
-    for key, value in {"name": name, "size": size, "kind": kind, "magic": magic, **fields}.items():
-        block[at[key]:at[key] + len(value)] = value
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
-
-
-def padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % BLOCK)
-
-
-def base_256(number: int) -> bytes:
-    return (b"\x80" if number >= 0 else b"\xff") + number.to_bytes(11, "big", signed=True)
-
-
-END = bytes(2 * BLOCK)
-GOOD = header(b"good.png") + padded(b"hello")
 
 
 def names(members: list[Member], reason: str | None = None) -> list[bytes]:
@@ -299,14 +265,6 @@ DAMAGED = {
     "pax of 1 GB": header(kind=b"x", size=b"10000000000\0") + GOOD,
     "long name of 1 GB": header(kind=b"L", size=b"10000000000\0") + GOOD,
 }
-
-
-def pax(record: bytes) -> bytes:
-    length = len(record) + 2
-    while len(str(length)) + len(record) + 2 != length:
-        length += 1
-    data = b"%d %s\n" % (length, record)
-    return header(b"pax", kind=b"x", size=b"%011o\0" % len(data)) + padded(data)
 
 
 @pytest.mark.parametrize("case", DAMAGED)

@@ -33,8 +33,8 @@ def pack(folder: Path, archive: Path, prefix: str = "") -> None:
         images = [{"bytes": path.read_bytes(), "path": name}
                   for path, name in zip(paths, names, strict=True)]
         pq.write_table(pa.table({"image": images}), archive, row_group_size=7)
-    elif archive.suffix == ".tar":
-        with tarfile.open(archive, "w") as tar:
+    elif archive.suffix in (".tar", ".tgz", ".gz"):
+        with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as tar:
             for path, name in zip(paths, names, strict=True):
                 tar.add(path, name)
     else:
@@ -79,9 +79,12 @@ def test_a_category_may_be_a_tar_a_zip_or_a_parquet_file(tiny_data: Path, packed
                                                         tabled: Path) -> None:
     same(str(tiny_data), str(packed))
     same(str(tiny_data), str(tabled))
+    (packed / "weave.tar").unlink()
+    pack(tiny_data / "weave", packed / "weave.tar.gz", "weave/")
+    same(str(tiny_data), str(packed))
 
 
-@pytest.mark.parametrize("name", ["all.tar", "all.zip", "all.parquet"])
+@pytest.mark.parametrize("name", ["all.tar", "all.tar.gz", "all.zip", "all.parquet"])
 @pytest.mark.parametrize("prefix", ["", "all/"])
 def test_the_whole_dataset_may_be_an_archive(tiny_data: Path, tmp_path: Path, name: str,
                                              prefix: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import tarfile
@@ -38,7 +39,7 @@ def contents(tiny_data: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
-    """Writes the dump as a directory, a tar, a zip or a Parquet file and gives its path."""
+    """Writes the dump as a directory, a (packed) tar, a zip or a Parquet file; gives its path."""
     def write(kind: str) -> str:
         target = tmp_path / f"dump.{kind}"
         if kind == "dir":
@@ -47,6 +48,10 @@ def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
                 (target / name).write_bytes(data)
         elif kind == "tar":
             target.write_bytes(as_tar(contents))
+        elif kind == "tar.gz":
+            target.write_bytes(gzip.compress(as_tar(contents)))
+        elif kind == "tar.zst":
+            target.write_bytes(pa.Codec("zstd").compress(as_tar(contents), asbytes=True))
         elif kind == "parquet":
             images = [{"bytes": data, "path": name} for name, data in contents.items()]
             products = [name.split("/")[0] if "/" in name else None for name in contents]

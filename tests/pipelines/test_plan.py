@@ -15,6 +15,7 @@ from igd.pipelines import parts as planning
 from igd.pipelines.parts import make_plan
 from igd.pipelines.plan import members_of, shard_rows, unchanged
 from igd.pipelines.run import Run
+from igd.pipelines.shards import read_shard
 from igd.records import UNROUTED
 
 
@@ -22,7 +23,7 @@ def all_rows(run: Run, plan: dict) -> list[list[dict]]:
     return [shard_rows(run.at(), plan, n).to_pylist() for n in range(plan["shards"])]
 
 
-@pytest.mark.parametrize("kind", ["dir", "tar", "zip", "parquet"])
+@pytest.mark.parametrize("kind", ["dir", "tar", "tar.gz", "tar.zst", "zip", "parquet"])
 def test_every_member_is_planned_once_in_shards_of_one_category(asked, dump, contents,
                                                                 kind) -> None:
     run = Run(request=asked(dump(kind)), generation=1)
@@ -166,20 +167,41 @@ def test_nothing_is_written_for_a_request_that_cannot_be_met(asked, dump, tmp_pa
         assert not (tmp_path / "out").exists()
 
 
-def test_a_packed_tar_is_refused_as_a_source_and_rejected_in_a_directory(asked, dump,
-                                                                         tmp_path) -> None:
-    source = Path(dump("dir"))
-    packed = source / "weave" / "inner.tar.gz"
-    packed.write_bytes(b"\x1f\x8b...")
-    with pytest.raises(DataError, match="compressed tar"):
-        make_plan(Run(request=asked(str(packed)), generation=1))
-    run = Run(request=asked(str(source)), generation=1)
-    rows = [row for shard in all_rows(run, make_plan(run)) for row in shard]
-    assert [row["reject_reason"] for row in rows
-            if row["source_uri"].endswith("inner.tar.gz")] == ["format_not_allowed"]
+def test_a_tar_packed_by_xz_is_refused_before_anything_is_listed(asked, dump, tmp_path) -> None:
+    other = tmp_path / "day.tar.xz"
+    other.write_bytes(b"\xfd7zXZ")
+    with pytest.raises(DataError, match="bzip2 or xz"):
+        make_plan(Run(request=asked(dump("tar"), str(other)), generation=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_object_of_two_patterns_is_refused_and_named(asked, dump, tmp_path) -> None:
+    source = dump("dir")
+    for sources in ((f"{source}/weave/test/*/*", f"{source}/*/test/good"),
+                    (f"{source}/we*", f"{source}/w*")):
+        with pytest.raises(DataError, match=r"weave/.* is of source .*count twice"):
+            make_plan(Run(request=asked(*sources), generation=1))
+    wanted = asked(f"{source}/weave/test/*/*", f"{source}/washer/t?st",
+                   routing=Routing(category="weave"))
+    plan = make_plan(Run(request=wanted, generation=1))
+    assert plan["members"] == 24 and plan["sources"][0].endswith("/weave/test/%2A/%2A")
 
 
 def test_an_output_that_holds_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(tables.ConfigError, match=r"something else.*thesis.txt"):
         tables.check_output(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.zst", "zip"])
+def test_the_same_pixels_come_out_of_every_container(asked, dump, kind) -> None:
+    def decoded(kind: str) -> dict[str, tuple[bytes | None, str | None]]:
+        run = Run(request=asked(dump(kind)), generation=1)
+        plan = make_plan(run, shard_members=5)
+        rows = [row for n in range(plan["shards"])
+                for row in read_shard(run.at(), plan, n).to_pylist()]
+        names = [row["member"] or row["source_uri"].split("/dump.dir/")[1] for row in rows]
+        return {name: (row["pixels"], row["reject_reason"])
+                for name, row in zip(names, rows, strict=True)}
+
+    assert decoded(kind) == decoded("dir")

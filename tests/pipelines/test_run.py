@@ -48,6 +48,22 @@ def test_a_source_inside_another_is_refused(tmp_path) -> None:
     ask(tmp_path, sources=("a", "ab"))  # a name that only begins alike is another place
 
 
+@pytest.mark.parametrize("sources", [("a", "a/*.png"), ("a/*/good", "a"), ("a/**", "a/b/c.png")])
+def test_a_source_inside_a_pattern_or_a_pattern_inside_a_source_is_refused(tmp_path,
+                                                                          sources) -> None:
+    for given in (sources, sources[::-1]):
+        with pytest.raises(ConfigError, match="count twice"):
+            ask(tmp_path, sources=given)
+    assert ask(tmp_path, sources=("a/*.png", "b/*.png")).sources[0].endswith("/a/%2A.png")
+
+
+@pytest.mark.parametrize("option", ["models", "out"])
+def test_models_and_tables_stay_where_no_pattern_may_match(tmp_path, option) -> None:
+    with pytest.raises(ConfigError, match="count as images"):
+        ask(tmp_path, sources=("**/*.parquet",), **{option: str(tmp_path / "x" / "y")})
+    ask(tmp_path, sources=("2026-*/**",), **{option: str(tmp_path / "x" / "y")})
+
+
 @pytest.mark.parametrize("change", [{"fpr": 0.0}, {"fpr": 1.0}, {"review_fpr": -1},
                                     {"heatmaps": "some"}])
 def test_settings_out_of_range_are_refused(tmp_path, change) -> None:

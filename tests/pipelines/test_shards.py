@@ -18,7 +18,7 @@ from igd.errors import StorageError
 from igd.pipelines import attempts, shards
 from igd.pipelines import score as scoring
 from igd.pipelines.gc import collect
-from igd.pipelines.plan import make_plan
+from igd.pipelines.parts import make_plan
 from igd.pipelines.run import Run
 from igd.pipelines.shards import read_shard
 from igd.pipelines.verify import verify

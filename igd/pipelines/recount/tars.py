@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from igd.data.webdataset import IMAGE_EXTENSIONS
 from igd.pipelines.recount.ranged import UncountableError
 
 BLOCK = 512
@@ -17,10 +18,6 @@ MAX_EXTENSION_BYTES = 1024 * 1024
 MAX_DIGITS = 255
 """In a row: `tarfile` takes time quadratic in them. A file name has no more."""
 MAX_SAMPLE = 1024
-IMAGE_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif ppm pgm pbm pnm jp2 j2k jxl avif heic "
-    b"heif svg ico psd exr hdr dds tga dcm dng cr2 nef arw".split())
-"""Never those of a sidecar, whether the format is read or not."""
 
 
 @dataclass(frozen=True, slots=True)
