@@ -356,16 +356,16 @@ def test_storage_out_of_reach_is_no_answer(asked, dump, monkeypatch) -> None:
         verified(wanted)
 
 
-def test_a_pattern_is_told_and_its_rows_are_as_planned(asked, folder) -> None:
-    wanted = asked(folder("d1", weave=2), folder("other", washer=1))
-    summary = scoring.score(wanted)
-    pattern = str(Path(folder("d1")).parent / "d*")
-    changed_plan(wanted, summary, sources=[storage.canonical(pattern), wanted.sources[1]])
-    found = verified(wanted)
-    assert found["problems"] == []
-    assert [(source["images"], source["from_plan"]) for source in found["inputs"]] == [
-        (0, 2), (1, 0)]
-    assert "pattern" in found["inputs"][0]["not_listed"]
+def test_what_matches_a_pattern_is_counted_again(asked, folder) -> None:
+    pattern = Path(folder("d1", weave=2)).parent / "d?"
+    folder("d2", washer=1)
+    wanted = asked(str(pattern), routing=Routing(pattern="*/{category}/*"))
+    scoring.score(wanted)
+    assert verified(wanted)["problems"] == []
+    next(Path(folder("d1")).rglob("*.png")).unlink()
+    folder("d3", weave=1)
+    source, = verified(wanted)["inputs"]
+    assert (source["images"], source["gone"]["rows"], source["new_objects"]) == (2, 1, 1)
 
 
 def test_without_inputs_they_are_left_alone(asked, dump, monkeypatch) -> None:

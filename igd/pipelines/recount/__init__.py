@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from igd import storage
+from igd.data.globs import glob_of
 from igd.data.members import Member, escape_name
 from igd.data.routing import PLACEHOLDER, Routing
 from igd.data.selection import Selection, selection
@@ -139,10 +140,7 @@ class Recount:
         """
         account = Account(run_id=self._plan["run_id"], source_uri=source)
         try:
-            if has_pattern(source) and not (storage.stat(source) or storage.exists_dir(source)):
-                account.unread = "a pattern, whose matches are not listed again"
-            else:
-                self._list(source, account)
+            self._list(source, account)
         except ObjectDeniedError as error:
             account.unread = str(error)
         except ObjectMissingError:
@@ -247,7 +245,11 @@ def object_id(uri: str, version: str) -> str:
 
 
 def objects(source: str) -> Iterator[storage.Entry]:
-    """The object at a source, or all below it."""
+    """The object at a source, all below it, or all that match it."""
+    glob = glob_of(source)
+    if glob is not None:
+        yield from glob.entries()
+        return
     entry = storage.stat(source)
     if entry is None:
         yield from storage.list_objects(source)
@@ -263,10 +265,6 @@ def is_archive(entry: storage.Entry) -> bool:
 def place_of(uri: str) -> str:
     """A URI without the escapes of a local one."""
     return storage.local_path(uri) if storage.is_local(uri) else uri
-
-
-def has_pattern(source: str) -> bool:
-    return any(sign in place_of(source) for sign in "*?[")
 
 
 def routing_of(said: str) -> Routing:
