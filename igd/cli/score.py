@@ -66,6 +66,9 @@ def score(
         min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
     shard_members: ShardMembers = 256,
+    gpus_per_scorer: Annotated[float, typer.Option(
+        min=0, help="Score on GPUs, so many (or such a share of one) each: the last bits, and the "
+        "score fingerprint, are others than on CPUs, which calibrated. Default: on CPUs.")] = 0.0,
     null_scorer: Annotated[bool, typer.Option(
         "--null-scorer", help="Measurements only: read, decode, write and publish, with score 0 "
         "for every image. Give an --out of its own.")] = False,
@@ -98,12 +101,13 @@ def score(
                                      column=category_column),
                      selection=selection(include or (), exclude or (), limit), fpr=fpr,
                      review_fpr=review_fpr, heatmaps=heatmaps, new_only=new_only,
-                     null_scorer=null_scorer)
+                     null_scorer=null_scorer, gpu=gpus_per_scorer > 0)
     try:
         summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share,
                             unknown_category=unknown_category,
-                            stall_timeout_s=60 * stall_timeout, report=_ProgressLines())
+                            stall_timeout_s=60 * stall_timeout,
+                            gpus_per_scorer=gpus_per_scorer, report=_ProgressLines())
     except IgdError as error:
         state = "held" if error.exit_code == 4 else "failed"
         write_json(json_file, {"date": date, "state": state, "error": str(error)})

@@ -22,7 +22,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError
 
-from igd.errors import IgdError, StorageError
+from igd.errors import ConfigError, IgdError, StorageError
 
 LOCAL = "local"
 TEMPORARY = "/tmp"
@@ -40,10 +40,11 @@ SIDE_TASK_CPUS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """How many scorer actors there are, and the CPUs that each takes."""
+    """How many scorer actors there are, and what each takes."""
 
     scorers: int
     cpus_each: float
+    gpus_each: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +80,26 @@ class Resources:
                      zip((*node, whole), (cpus, gpus, memory), strict=True) if need), default=0)
                 for node, whole in zip(nodes, memories, strict=True)]
 
-    def pool(self, shards: int) -> Pool:
+    def pool(self, shards: int, gpus_each: float = 0.0) -> Pool:
         """Scorer actors for so many shards.
 
         Some CPUs stay free, for a pool that takes them all starves the tasks that feed it, for
         ever and without a word: three quarters of the CPUs score, and of a single one, half.
+
+        Raises:
+            ConfigError: no node has the GPUs that a scorer is to take.
         """
         if self.cpus == 1:
-            return Pool(scorers=1, cpus_each=1 - 2 * SIDE_TASK_CPUS)
-        most = max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus)))
-        return Pool(scorers=min(most, shards), cpus_each=1.0)
+            most, cpus_each = 1, 1 - 2 * SIDE_TASK_CPUS
+        else:
+            most, cpus_each = max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus))), 1.0
+        if gpus_each:
+            places = self.places(cpus_each, gpus_each)
+            if not places:
+                raise ConfigError(f"--gpus-per-scorer {gpus_each:g}: the cluster has {self.gpus} "
+                                  "GPUs, and no node has as many; leave it out to score on CPUs")
+            most = min(most, places)
+        return Pool(scorers=min(most, shards), cpus_each=cpus_each, gpus_each=gpus_each)
 
 
 @contextlib.contextmanager

@@ -193,5 +193,5 @@ class Models:
         count = bundle.calibration.num_rows
         return {"version": bundle.version, "sha256": bundle.sha256, "preset": bundle.preset,
                 "image": dataclasses.asdict(bundle.config.image), "calibration_images": count,
-                "score_fingerprint": score_fingerprint(bundle.config),
+                "score_fingerprint": score_fingerprint(bundle.config, self._wanted.device),
                 "smallest_alpha": 1 / (count + 1)}

@@ -238,7 +238,7 @@ def _header(run: Run) -> dict[str, Any]:
     return {"run_id": run.run_id, "generation": run.generation, "date": wanted.date.isoformat(),
             "models": wanted.models, "out": wanted.out, "fpr": wanted.fpr,
             "review_fpr": wanted.review_fpr, "heatmaps": wanted.heatmaps,
-            "null_scorer": wanted.null_scorer}
+            "null_scorer": wanted.null_scorer, "gpu": wanted.gpu}
 
 
 def _models_of(parts: Iterable[Part]) -> dict[str, dict[str, Any] | None]:

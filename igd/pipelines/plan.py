@@ -57,12 +57,12 @@ def unchanged(run: Run, plan: dict[str, Any]) -> bool:
                for category, bundle in plan["bundles"].items())
 
 
-def same_arithmetic(plan: dict[str, Any]) -> bool:
+def same_arithmetic(run: Run, plan: dict[str, Any]) -> bool:
     """Whether this installation would score with the bits that a plan's first shards have."""
     for category, bundle in plan["bundles"].items():
         document = registry.describe(plan["models"], category, bundle["version"])
         config = config_from_dict(document["config"], where=f"model {category}")
-        if score_fingerprint(config) != bundle["score_fingerprint"]:
+        if score_fingerprint(config, run.request.device) != bundle["score_fingerprint"]:
             return False
     return True
 

@@ -29,6 +29,7 @@ from igd.data.globs import glob_of, overlap
 from igd.data.routing import Routing
 from igd.data.selection import EVERYTHING, Selection
 from igd.errors import ConfigError, ObjectMissingError
+from igd.score.scorer import CPU, GPU, Device
 
 HeatmapPolicy = Literal["all", "flagged", "none"]
 COLLECTED = "collected"
@@ -41,12 +42,19 @@ class Inputs:
 
     Attributes:
         sources: canonical URIs of places and patterns, without repetition.
+        gpu: images are scored on GPUs, whose last bits are others.
     """
 
     sources: tuple[str, ...]
     models: str
     routing: Routing
     selection: Selection = EVERYTHING
+    gpu: bool = False
+
+    @property
+    def device(self) -> Device:
+        """What scores."""
+        return GPU if self.gpu else CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +87,14 @@ class Request(Inputs):
         if self.selection != EVERYTHING:
             parts += (("selection", self.selection.include, self.selection.exclude,
                        self.selection.limit),)
-        if self.null_scorer:
-            parts += ("null_scorer",)
-        if self.new_only:
-            parts += ("new_only",)
+        for name in ("new_only", "null_scorer", "gpu"):
+            if getattr(self, name):
+                parts += (name,)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def inputs(sources: Sequence[str], *, models: str, routing: Routing,
-           selection: Selection = EVERYTHING) -> Inputs:
+           selection: Selection = EVERYTHING, gpu: bool = False) -> Inputs:
     """Checked `Inputs`.
 
     Raises:
@@ -101,13 +108,13 @@ def inputs(sources: Sequence[str], *, models: str, routing: Routing,
                                   "count twice")
     _refuse_inside("--models", models, canonical)
     return Inputs(sources=canonical, models=storage.canonical(models), routing=routing,
-                  selection=selection)
+                  selection=selection, gpu=gpu)
 
 
 def request(sources: Sequence[str], *, models: str, out: str, date: Date, routing: Routing,
             selection: Selection = EVERYTHING, fpr: float = 0.01, review_fpr: float = 0.05,
             heatmaps: str = "flagged", new_only: bool = False,
-            null_scorer: bool = False) -> Request:
+            null_scorer: bool = False, gpu: bool = False) -> Request:
     """A checked `Request`.
 
     Raises:
@@ -118,7 +125,7 @@ def request(sources: Sequence[str], *, models: str, out: str, date: Date, routin
     for option, rate in (("--fpr", fpr), ("--review-fpr", review_fpr)):
         if not 0 < rate < 1:
             raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
-    checked = inputs(sources, models=models, routing=routing, selection=selection)
+    checked = inputs(sources, models=models, routing=routing, selection=selection, gpu=gpu)
     _refuse_inside("--out", out, checked.sources)
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
     return Request(**vars(checked), out=storage.canonical(out), date=date, fpr=fpr,

@@ -70,10 +70,12 @@ def silent(progress: Progress) -> None:
 
 def score(wanted: Request, *, ray_address: str | None = None, shard_members: int = SHARD_MEMBERS,
           max_reject_share: float = 0.01, unknown_category: str = "reject",
-          stall_timeout_s: float = STALL_TIMEOUT_S, report: Report = silent) -> dict[str, Any]:
+          stall_timeout_s: float = STALL_TIMEOUT_S, gpus_per_scorer: float = 1.0,
+          report: Report = silent) -> dict[str, Any]:
     """Runs a request to its end, from wherever an earlier attempt left it.
 
     Args:
+        gpus_per_scorer: of a request for GPUs; a share lets several scorers have one.
         unknown_category: `reject` images of categories without a model, or `error`: publish none.
         stall_timeout_s: a run that finishes no shard for so long is given up.
 
@@ -98,7 +100,8 @@ def score(wanted: Request, *, ray_address: str | None = None, shard_members: int
     if not already:
         before = forget_lost(run, before)
         parts = _parts(run, shard_members, unknown_category, report)
-        work = _Work(ray_address=ray_address, stall_timeout_s=stall_timeout_s, report=report,
+        work = _Work(ray_address=ray_address, stall_timeout_s=stall_timeout_s,
+                     gpus_per_scorer=gpus_per_scorer if wanted.gpu else 0.0, report=report,
                      clock=clock, meter=meter)
         plan = _plan_and_score(run, parts, before, work)
     assert plan is not None
@@ -135,7 +138,7 @@ def _stands(run: Run, unknown_category: str) -> bool:
     if unknown_category == "error" and begun["unknown_categories"]:
         return False
     if plan is None or run.read_json("published.json") is None:
-        return same_arithmetic(begun)
+        return same_arithmetic(run, begun)
     return run.is_live(plan) and unchanged(run, plan) and not is_unsettled(run, plan)
 
 
@@ -145,6 +148,7 @@ class _Work:
 
     ray_address: str | None
     stall_timeout_s: float
+    gpus_per_scorer: float
     report: Report
     clock: Clock
     meter: Meter
@@ -194,7 +198,7 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: Sequence[int],
     meter = work.meter
     work.report(Progress(stage="start", done=images + meter.done, total=plan["members"]))
     try:
-        pool = connect().pool(len(todo))
+        pool = connect().pool(len(todo), work.gpus_per_scorer)
         meter.begin(pool.scorers)
         laps = _stream(run.at(), plan, todo, pool)
         for number, lap in enumerate(
@@ -225,7 +229,8 @@ def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
         scored = dataset.map_batches(
             ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
             compute=ActorPoolStrategy(size=pool.scorers), num_cpus=pool.cpus_each,
-            fn_constructor_args=(plan,), max_task_retries=SCORER_DEATHS)
+            num_gpus=pool.gpus_each or None, fn_constructor_args=(plan,),
+            max_task_retries=SCORER_DEATHS)
     written = scored.map_batches(
         WriteTask(run_at, plan), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
         num_cpus=SIDE_TASK_CPUS)

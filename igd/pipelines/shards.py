@@ -40,7 +40,7 @@ from igd.records import (
     Decision,
     Status,
 )
-from igd.score.scorer import Judge, Scorer
+from igd.score.scorer import CPU, GPU, Judge, ScoreBatch, Scorer
 
 SCORED = pa.schema([
     *SCORES,
@@ -98,36 +98,46 @@ class ShardScorer:
             "scored_at": datetime.now(UTC),
         }
         identity = decoded.drop_columns(["pixels"]).to_pylist()
-        pixels = decoded["pixels"]
-        rows = []
-        for i, row in enumerate(identity):
-            kept = {name: row[name] for name in SCORED.names if name in row}
-            data = pixels[i].as_buffer() if pixels[i].is_valid else None
-            said = self._say(category, row, data)
-            rows.append({**common, **kept, **said})
+        said = self._say(category, identity, decoded["pixels"])
+        rows = [{**common, **{name: row[name] for name in SCORED.names if name in row}, **found}
+                for row, found in zip(identity, said, strict=True)]
         return pa.Table.from_pylist(rows, schema=SCORED)
 
-    def _say(self, category: str, row: dict[str, Any], pixels: pa.Buffer | None) -> dict[str, Any]:
-        if pixels is None:
-            return {"status": Status.REJECTED, **self._model(category)}
+    def _say(self, category: str, rows: Sequence[dict[str, Any]], pixels: pa.ChunkedArray
+             ) -> list[dict[str, Any]]:
+        """What is said of each row of one category."""
+        said: list[dict[str, Any]] = [{"status": Status.REJECTED, **self._model(category)}
+                                      for _ in rows]
+        usable = [i for i in range(len(rows)) if pixels[i].is_valid]
         if self.plan["null_scorer"]:
-            return NULL_SCORE
-        scorer, judge = self._scorer(category)
+            for i in usable:
+                said[i] = NULL_SCORE
+        elif usable:
+            scorer, judge = self._scorer(category)
+            for at in range(0, len(usable), scorer.device.batch):
+                chunk = usable[at:at + scorer.device.batch]
+                batch = scorer.score([self._image(pixels[i], scorer) for i in chunk])
+                for place, i in enumerate(chunk):
+                    said[i] = self._verdict(scorer, judge, batch, place, rows[i])
+        return said
+
+    def _image(self, pixels: pa.Scalar, scorer: Scorer) -> NDArray[np.uint8]:
         size = scorer.bundle.config.image.size
-        image_HWC = np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
-        batch = scorer.score([image_HWC])
-        verdict = judge.assess(float(batch.scores[0]), batch.heatmaps[0],
-                               (row["width"], row["height"]))
+        return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(size, size, 3)
+
+    def _verdict(self, scorer: Scorer, judge: Judge, batch: ScoreBatch, at: int,
+                 row: dict[str, Any]) -> dict[str, Any]:
+        score, heatmap_HW = float(batch.scores[at]), batch.heatmaps[at]
+        verdict = judge.assess(score, heatmap_HW, (row["width"], row["height"]))
         return {
-            "status": Status.SCORED, "preset": scorer.bundle.preset,
-            "score": float(batch.scores[0]),
-            **{name: float(batch.terms[name][0]) for name in TERMS if name in batch.terms},
+            "status": Status.SCORED, "preset": scorer.bundle.preset, "score": score,
+            **{name: float(batch.terms[name][at]) for name in TERMS if name in batch.terms},
             "p_value": verdict.p_value, "decision": verdict.decision, "alpha": verdict.alpha,
             "threshold": verdict.threshold,
             "regions": [{name: getattr(region, name) for name in region.__slots__}
                         for region in verdict.regions],
             "model_version": scorer.bundle.version, "score_fingerprint": scorer.fingerprint,
-            **self._heatmap(batch.heatmaps[0], verdict.decision),
+            **self._heatmap(heatmap_HW, verdict.decision),
         }
 
     def _model(self, category: str) -> dict[str, Any]:
@@ -151,7 +161,7 @@ class ShardScorer:
             if bundle.sha256 != frozen["sha256"]:
                 raise ModelError(f"model {category}/{bundle.version} changed since this run was "
                                  "planned; restore it, versions are never rewritten")
-            scorer = Scorer(bundle)
+            scorer = Scorer(bundle, GPU if self.plan["gpu"] else CPU)
             if scorer.fingerprint != frozen["score_fingerprint"]:
                 raise ModelError(f"this worker would score {category} with other bits than the "
                                  "driver that planned the run; install the same versions of "

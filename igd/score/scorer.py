@@ -1,7 +1,8 @@
 """A bundle and images in; scores, terms, heatmaps and decisions out: the one path that all use.
 
-On a CPU the last bits of a convolution depend on batch size and thread count, so every forward
-takes one image and the thread count is pinned. Equal fingerprint and CPU type: equal bits.
+The last bits of a convolution depend on batch size and thread count, so every forward has a fixed
+shape: one image on a CPU, with the thread count pinned; a batch on a GPU, filled up where there are
+fewer images. Equal fingerprint and processor type: equal bits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,22 @@ METHOD = "igd/v2"
 """The arithmetic from pixels to score; raise it with any change of its bits."""
 THREADS = 1
 """Torch threads of a Scorer. Parallelism comes from more Scorers, which costs no bits."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model computes, and how many images it takes at once.
+
+    Attributes:
+        name: as torch has it.
+        batch: images of every forward.
+    """
+
+    name: str
+    batch: int
+
+
+CPU, GPU = Device("cpu", 1), Device("cuda", 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +117,11 @@ class Scorer:
     >>> Scorer.load("s3://models/bottle").score([image_HWC])  # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, device: Device = CPU) -> None:
         self.bundle = bundle
-        self.fingerprint = score_fingerprint(bundle.config)
+        self.device = device
+        self.fingerprint = score_fingerprint(bundle.config, device)
+        self._model = bundle.model.to(device.name)
 
     @classmethod
     def load(cls, uri: str) -> Scorer:
@@ -127,15 +146,22 @@ class Scorer:
         scores: list[float] = []
         terms: dict[str, list[float]] = {}
         heatmaps = np.empty((len(images), size, size), np.float32)
-        with pinned_threads(THREADS):
-            for i, image_HWC in enumerate(images):
-                scored = self.bundle.model(_as_input(image_HWC, self.bundle.config))
-                scores.append(float(scored.score_N[0]))
-                heatmaps[i] = scored.heatmap_NHW[0].numpy()
+        with pinned_threads(THREADS), _full_precision():
+            for at in range(0, len(images), self.device.batch):
+                chunk = images[at:at + self.device.batch]
+                scored = self._model(self._batch(chunk))
+                scores += scored.score_N[:len(chunk)].tolist()
+                heatmaps[at:at + len(chunk)] = scored.heatmap_NHW[:len(chunk)].cpu().numpy()
                 for name, term_N in scored.terms.items():
-                    terms.setdefault(name, []).append(float(term_N[0]))
+                    terms.setdefault(name, []).extend(term_N[:len(chunk)].tolist())
         return ScoreBatch(scores=np.array(scores, np.float64), heatmaps=heatmaps,
                           terms={name: np.array(term) for name, term in terms.items()})
+
+    def _batch(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """Images as the model takes them, filled up with the last one."""
+        inputs = [_as_input(image_HWC, self.bundle.config) for image_HWC in images]
+        inputs += inputs[-1:] * (self.device.batch - len(inputs))
+        return torch.cat(inputs).to(self.device.name)
 
 
 @contextmanager
@@ -149,15 +175,23 @@ def pinned_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def score_fingerprint(config: Config) -> str:
-    """Everything beside weights and CPU type that the bits of a score depend on.
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Convolutions of a GPU in float32 proper, by the same algorithm every time."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def score_fingerprint(config: Config, device: Device = CPU) -> str:
+    """Everything beside weights and processor type that the bits of a score depend on.
 
     Shape, threads, precision, decode path and the versions that matter, hashed to 16 digits.
     """
     parts = (config.preset, config.image, config.mix, config.dense, config.net,
-             config.train.descriptor, METHOD, "1xCxSxS",
-             f"threads={THREADS}", "float32", "cpu", DECODE_PATH, f"torch-{torch.__version__}",
-             TEACHER_SHA256)
+             config.train.descriptor, METHOD, f"{device.batch}xCxSxS",
+             f"threads={THREADS}", "float32", device.name, DECODE_PATH,
+             f"torch-{torch.__version__}", TEACHER_SHA256)
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 from ray.exceptions import RayTaskError
 
-from igd.errors import ModelError
+from igd.errors import ConfigError, ModelError
 from igd.pipelines import cluster as connection
 
 
@@ -50,3 +50,10 @@ def test_the_pool_leaves_room_for_the_tasks_that_feed_it(cpus, scorers) -> None:
     assert pool.scorers == scorers
     assert pool.scorers * pool.cpus_each + 2 * connection.SIDE_TASK_CPUS <= cpus
     assert connection.Resources(cpus=cpus, gpus=0).pool(1).scorers == 1
+
+
+def test_scorers_on_gpus_are_as_many_as_fit_and_none_is_refused() -> None:
+    nodes = connection.Resources(cpus=18, gpus=4, nodes=((2, 0), (8, 2), (8, 2)))
+    assert [nodes.pool(99, share).scorers for share in (1.0, 0.5, 2.0)] == [4, 8, 2]
+    with pytest.raises(ConfigError, match=r"--gpus-per-scorer 3: the cluster has 4 GPUs"):
+        nodes.pool(99, 3.0)

@@ -29,8 +29,9 @@ def test_the_same_request_is_the_same_run_however_it_is_spelt(tmp_path) -> None:
 @pytest.mark.parametrize("change", [
     {"date": date(2026, 1, 3)}, {"fpr": 0.02}, {"review_fpr": 0.1}, {"heatmaps": "all"},
     {"routing": Routing(category="washer")}, {"routing": Routing(pattern="{category}/*")},
-    {"models": "elsewhere"}, {"null_scorer": True}, {"selection": selection(limit=7)},
-    {"selection": selection(["a"])}, {"selection": selection(exclude=["a"])}, {"new_only": True},
+    {"models": "elsewhere"}, {"null_scorer": True}, {"gpu": True}, {"new_only": True},
+    {"selection": selection(limit=7)}, {"selection": selection(["a"])},
+    {"selection": selection(exclude=["a"])},
 ])
 def test_what_affects_results_makes_another_run(tmp_path, change) -> None:
     assert ask(tmp_path, **change).key != ask(tmp_path).key

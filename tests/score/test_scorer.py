@@ -16,7 +16,7 @@ from igd.config import preset_config
 from igd.data.images import decode, prepare
 from igd.errors import ConfigError, DataError
 from igd.records import Decision
-from igd.score.scorer import ScoreBatch, Scorer, pinned_threads, score_fingerprint
+from igd.score.scorer import Device, ScoreBatch, Scorer, pinned_threads, score_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,20 @@ def test_a_larger_image_scores_as_its_prepared_version(scorer: Scorer) -> None:
     # a view with other strides holds the same pixels
     mirrored = image[::-1, ::-1]
     assert bits(scorer.score([mirrored])) == bits(scorer.score([mirrored.copy()]))
+
+
+def test_a_batch_of_fixed_shape_says_the_same_of_an_image_whatever_fills_it(
+        scorer: Scorer, images: list[NDArray[np.uint8]]) -> None:
+    """As on a GPU; here on the CPU, where the last bits differ from those of single images."""
+    batched = Scorer(scorer.bundle, Device("cpu", 4))
+    whole, single = batched.score(images[:6]), scorer.score(images[:6])
+    np.testing.assert_allclose(whole.scores, single.scores, rtol=1e-5)
+    np.testing.assert_allclose(whole.heatmaps, single.heatmaps, rtol=1e-4, atol=1e-5)
+    for i in range(6):
+        alone = batched.score([images[i]])
+        assert alone.scores.tobytes() == whole.scores[i:i + 1].tobytes()
+        assert alone.heatmaps.tobytes() == whole.heatmaps[i:i + 1].tobytes()
+    assert batched.fingerprint != scorer.fingerprint
 
 
 @pytest.mark.parametrize("image", [
