@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import shutil
 import tarfile
 import zipfile
@@ -50,6 +51,8 @@ def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
             target.write_bytes(as_tar(contents))
         elif kind == "tar.gz":
             target.write_bytes(gzip.compress(as_tar(contents)))
+        elif kind == "wds.tar":
+            target.write_bytes(as_tar(with_sidecars(contents)))
         elif kind == "tar.zst":
             target.write_bytes(pa.Codec("zstd").compress(as_tar(contents), asbytes=True))
         elif kind == "parquet":
@@ -63,6 +66,17 @@ def dump(contents: dict[str, bytes], tmp_path: Path) -> Callable[[str], str]:
                     archive.writestr(name, data)
         return str(target)
     return write
+
+
+def with_sidecars(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """A WebDataset's sample for each image: what is said of it comes before and after it."""
+    samples: dict[str, bytes] = {}
+    for name, data in contents.items():
+        stem = name.removesuffix(".png")
+        product = name.split("/")[0] if "/" in name else None
+        samples |= {f"{stem}.cls": b"1", name: data,
+                    f"{stem}.json": json.dumps({"product": product}).encode()}
+    return samples
 
 
 def as_tar(contents: dict[str, bytes]) -> bytes:

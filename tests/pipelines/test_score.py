@@ -35,15 +35,16 @@ def by_content(out: str) -> dict[str, tuple]:
 
 def test_the_same_images_score_the_same_bits_whatever_holds_them(
         cluster, asked, dump, contents, tmp_path, bucket) -> None:
-    tar, rows = dump("tar"), dump("parquet")
-    remote, remote_rows = (storage.join(bucket, Path(path).name) for path in (tar, rows))
-    for path, uri in ((tar, remote), (rows, remote_rows)):
-        storage.write_bytes(uri, Path(path).read_bytes())
     said = []
-    for number, (source, shard_members) in enumerate([
-            (tar, 256), (dump("zip"), 3), (dump("dir"), 7), (rows, 4), (remote, 5),
-            (remote_rows, 256)]):
-        out = storage.join(bucket if source.startswith("s3:") else str(tmp_path), f"out{number}")
+    for number, (kind, remote, shard_members) in enumerate([
+            ("tar", False, 256), ("zip", False, 3), ("dir", False, 7), ("parquet", False, 4),
+            ("tar.gz", False, 6), ("tar", True, 5), ("wds.tar", True, 4), ("tar.zst", True, 9),
+            ("parquet", True, 256)]):
+        source = dump(kind)
+        if remote:
+            source = storage.join(bucket, f"dump.{kind}")
+            storage.write_bytes(source, Path(dump(kind)).read_bytes())
+        out = storage.join(bucket if remote else str(tmp_path), f"out{number}")
         summary = score(asked(source, out=out), shard_members=shard_members)
         assert summary["state"] == "published" and summary["exit_code"] == 3  # 4 of 28 rejected
         assert (summary["planned"], summary["scored"]) == (len(contents), 24)
