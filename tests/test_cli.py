@@ -10,12 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from igd import cli
+from igd.cli.output import date_of
+from igd.pipelines import nightly
 from igd.storage import s3
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
@@ -44,8 +49,8 @@ def test_the_contract_of_options_holds() -> None:
                     "--ensemble --ablation",
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
-        "score": "--models --out --date --category --category-from --category-column --heatmaps "
-                 "--fpr --json --include --exclude --limit --unknown-category",
+        "score": "--models --out --date --catch-up --category --category-from --category-column "
+                 "--heatmaps --fpr --json --include --exclude --limit --unknown-category",
         "plan": "--models --out --date --category --category-from --category-column --json "
                 "--include --exclude --limit --unknown-category",
         "verify": "--out --date", "files": "--out --date --table --json",
@@ -117,15 +122,18 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "--category NAME or --category-from": [*score, "--out", out],
         "expected {category} once": [*score, "--category-from", "*/x", "--out", out],
         "expected a rate": [*score, "--category", "weave", "--out", out, "--fpr", "7"],
-        "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "yesterday"],
+        "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "tomorrow"],
         "nothing is published": ["verify", "--out", out, "--date", "2026-01-02"],
         "--unknown-category 'skip'": [*score, "--category", "weave", "--out", out,
                                       "--unknown-category", "skip"],
         "--limit 0": [*score, "--category", "weave", "--out", out, "--limit", "0"],
         "matches none of 12 paths": [*score, "--category", "weave", "--out", out, "--include",
                                      "weave/*"],
-        "belong together": ["plan", dump, "--models", tiny_models, "--category", "weave", "--out",
-                            out],
+        "{date:} is no form": [*score, "/x/{date:}", "--category", "weave", "--out", out],
+        "'/x/{date}' needs --date": ["plan", "/x/{date}", "--models", tiny_models, "--category",
+                                     "weave"],
+        "--out needs --date": ["plan", dump, "--models", tiny_models, "--category", "weave",
+                               "--out", out],
         "no output of igd-ray": ["gc", "--out", thesis],
         "such as 36h, 7d or 2w": ["gc", "--out", out, "--older-than", "week"],
         "at least 24h": ["gc", "--out", out, "--older-than", "1h"],
@@ -269,6 +277,42 @@ def test_a_plan_from_the_command_line(tiny_data, tiny_models, tmp_path, answers)
     assert "  6 images left out by --include and --exclude\n" in said
     assert "0 images are published for 2026-01-02; 7 of these are not among them" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("zone", ["Etc/GMT-14", "Etc/GMT+12"])  # the one or the other is off
+def test_today_and_yesterday_are_those_of_utc(zone, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        before = datetime.now(UTC).date()
+        found = date_of("today"), date_of("yesterday")
+        assert before in (found[0], found[1] + timedelta(days=1))
+    time.tzset()
+    assert date_of("2026-01-02") == date(2026, 1, 2)
+
+
+def test_missed_nights_are_told_one_by_one(tiny_models, tmp_path, answers, monkeypatch) -> None:
+    """Dumps without an image, for which Ray is not needed; one of them is not there."""
+    monkeypatch.setattr(nightly, "connected", lambda address: nullcontext())
+    file = tmp_path / "nights.json"
+    for day in (2, 4, 5):
+        (tmp_path / "dumps" / f"2026/01/0{day}").mkdir(parents=True)
+
+    def night(day: str, code: int, *more: str) -> tuple[list[str], Any]:
+        said = answers(code, "score", tmp_path / "dumps/{date:%Y/%m/%d}", "--models", tiny_models,
+                       "--category", "weave", "--out", tmp_path / "out", "--date", day, "--json",
+                       file, *more)
+        return re.findall(r"^run (\S+)-\w+-g1: (.+);", said, re.M), json.loads(file.read_text())
+
+    runs, found = night("2026-01-02", 0)
+    assert found["planned"] == 0 and len(runs) == 1
+    runs, found = night("2026-01-05", 2, "--catch-up", "7")
+    assert [run for run, _ in runs] == ["2026-01-04", "2026-01-05"]
+    assert [(one["date"], one["state"], one["exit_code"]) for one in found] == [
+        ("2026-01-03", "failed", 2), ("2026-01-04", "published", 0), ("2026-01-05", "published", 0)]
+    runs, found = night("2026-01-05", 0, "--catch-up", "7")
+    assert found[0]["already_published"] and len(found) == len(runs) == 1
+    assert night("2026-01-03", 2)[1]["error"].endswith("or an image")
 
 
 def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:

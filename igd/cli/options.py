@@ -27,7 +27,8 @@ RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", metavar="ADDRESS", help="Ray cluster to use. Default: RAY_ADDRESS, or a "
     "cluster of this machine's cores that is stopped afterwards.")]
 Sources = Annotated[list[str], typer.Argument(
-    metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://.")]
+    metavar="SRC...", help="Directories, tar, zip, Parquet or images; local or s3://. {date} "
+    "stands for the date, {date:%Y/%m/%d} for that form of it.")]
 Category = Annotated[str | None, typer.Option(
     "--category", metavar="NAME", help="Score everything with one model.")]
 CategoryFrom = Annotated[str | None, typer.Option(
@@ -54,10 +55,11 @@ Limit = Annotated[int | None, typer.Option(
 ShardMembers = Annotated[int, typer.Option(
     "--shard-members", min=1, help="Images per unit of work; does not affect results.")]
 Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]
-DateOption = Annotated[str, typer.Option("--date", metavar="YYYY-MM-DD",
-                                         help="The date the rows belong to.")]
+A_DATE = "YYYY-MM-DD|yesterday|today"
+DateOption = Annotated[str, typer.Option(
+    "--date", metavar=A_DATE, help="The date the rows belong to; yesterday and today are UTC's.")]
 AnyDate = Annotated[str | None, typer.Option(
-    "--date", metavar="YYYY-MM-DD", help="The date the rows belong to. Default: every date.")]
+    "--date", metavar=A_DATE, help="The date the rows belong to. Default: every date.")]
 Retrain = Annotated[bool, typer.Option(
     "--retrain", help="Also where a model of the same images, settings and code is there.")]
 MemoryPerModel = Annotated[str | None, typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import date as Date
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +37,6 @@ from igd.cli.output import (
     warn_of_listing,
     write_json,
 )
-from igd.errors import IgdError
 
 HELD_UP = {"score": "scoring is the bottleneck",
            "read": "reading and decoding are the bottleneck, or there were too few images",
@@ -63,6 +63,11 @@ def score(
     max_reject_share: Annotated[float, typer.Option(
         min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
+    catch_up: Annotated[int, typer.Option(
+        min=0, max=366, metavar="DAYS", help="Also score the dates before that were missed: those "
+        "after the last one that this same command has published, oldest first, or none where "
+        "more than so many are missing. One that fails is told and does not hold up the next; "
+        "the exit code is the worst: 1, then 5, 4, 2, 3. --json is then a list.")] = 0,
     shard_members: ShardMembers = 256,
     stall_timeout: Annotated[float, typer.Option(
         min=0.1, metavar="MINUTES", help="Give up (exit 5, to be run again) when no unit of work "
@@ -78,34 +83,50 @@ def score(
 
     Example: `igd-ray score dump.tar s3://line1/2026-11-23 --models ./models --out ./out
     --date 2026-11-23 --category-from '{category}/*'`
+
+    Every night: `igd-ray score 's3://line1/{date}' --models ./models --out ./out --date yesterday
+    --category-from '{category}/*' --catch-up 7`
     """
     from igd.data.routing import Routing
     from igd.data.selection import selection
-    from igd.pipelines.run import request
+    from igd.pipelines.dated import dated
+    from igd.pipelines.nightly import missed, score_each, worst
+    from igd.pipelines.run import Request, request
     from igd.pipelines.score import score as run_score
 
     one_of("--unknown-category", unknown_category, UNKNOWN_CATEGORY)
-    wanted = request(sources, models=models, out=out, date=date_of(date),
-                     routing=Routing(category=category, pattern=category_from,
-                                     column=category_column),
-                     selection=selection(include or (), exclude or (), limit), fpr=fpr,
-                     review_fpr=review_fpr, heatmaps=heatmaps)
-    try:
-        summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
+    last = date_of(date)
+
+    def ask(day: Date) -> Request:
+        return request(dated(sources, day), models=models, out=out, date=day,
+                       routing=Routing(category=category, pattern=category_from,
+                                       column=category_column),
+                       selection=selection(include or (), exclude or (), limit), fpr=fpr,
+                       review_fpr=review_fpr, heatmaps=heatmaps)
+
+    def run(day: Date) -> dict[str, Any]:
+        if len(days) > 1:
+            say(f"{day}:")
+        summary = run_score(ask(day), ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share,
                             unknown_category=unknown_category,
                             stall_timeout_s=60 * stall_timeout, report=_ProgressLines())
-    except IgdError as error:
-        state = "held" if error.exit_code == 4 else "failed"
-        write_json(json_file, {"date": date, "state": state, "error": str(error)})
-        raise
-    if price_per_hour is not None and summary["images_per_s"]:
-        summary["cost_per_million"] = round(
-            price_per_hour * 1e6 / 3600 / summary["images_per_s"], 4)
-    _print_summary(summary)
-    write_json(json_file, summary)
-    if summary["exit_code"]:
-        raise typer.Exit(summary["exit_code"])
+        if price_per_hour is not None and summary["images_per_s"]:
+            summary["cost_per_million"] = round(
+                price_per_hour * 1e6 / 3600 / summary["images_per_s"], 4)
+        return summary
+
+    before = missed(ask, last, catch_up) if catch_up else []
+    if before is None:
+        say(f"nothing is published for the {catch_up + 1} days before {last}: none is caught up")
+    days = [*(before or ()), last]
+    nights = []
+    for night in score_each(days, run, ray_address=ray_address):
+        nights.append(night)
+        _print_night(night)
+    write_json(json_file, nights if catch_up else nights[0])
+    if code := worst(night["exit_code"] for night in nights):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -194,6 +215,13 @@ def _reasons(rejected: Mapping[str, int]) -> str:
         return ""
     counts = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
     return f", rejected {counts}"
+
+
+def _print_night(night: dict[str, Any]) -> None:
+    if "error" in night:
+        say(f"igd-ray: {night['date']}: {night['error']}")
+    else:
+        _print_summary(night)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
