@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -61,11 +62,11 @@ def environment(token: str | None) -> dict[str, str]:
     return kept if token is None else {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
-def submit(address: str, file: Path, token: str | None = TOKEN,
+def submit(address: str, *words: object, job: str = "train_all", token: str | None = TOKEN,
            timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "-m",
-         "jobs.train_all", str(file)], cwd=ROOT, env=environment(token), text=True,
+         f"jobs.{job}", *map(str, words)], cwd=ROOT, env=environment(token), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s)
 
 
@@ -83,11 +84,26 @@ def test_the_smoke_run_leaves_a_model(head, tmp_path) -> None:
     assert registry.load_bundle(str(tmp_path / "models"), "weave").preset == "small"
 
 
+@pytest.mark.timeout(400)
+def test_a_night_is_scored_once(head, tiny_data, tiny_models, tmp_path) -> None:
+    shutil.copytree(tiny_data / "weave" / "test", tmp_path / "dumps" / "2026" / "0102" / "weave")
+    file = tmp_path / "night.yaml"
+    file.write_text(f"sources: ['{tmp_path}/dumps/{{date:%Y/%m%d}}']\nmodels: {tiny_models}\n"
+                    f"out: {tmp_path}/out\ncategory-from: '{{category}}/*'\ncatch-up: 2\n"
+                    f"json: {tmp_path}/night.json\n")
+    for state in ("published; 12 planned, 12 scored", "already published; 12 planned"):
+        ran = submit(head, file, "2026-01-02", job="score_nightly", timeout_s=180)
+        assert ran.returncode == 0, ran.stdout
+        assert f"-g1: {state}" in ran.stdout
+    (found,) = json.loads((tmp_path / "night.json").read_text())
+    assert (found["date"], found["already_published"]) == ("2026-01-02", True)
+
+
 def test_who_has_no_token_or_another_is_refused(head, tmp_path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("{}")
     for token in (None, "another-" + TOKEN):
-        ran = submit(head, file, token)
+        ran = submit(head, file, token=token)
         assert ran.returncode != 0
         assert "AuthenticationError" in ran.stdout
         assert "submitted" not in ran.stdout
