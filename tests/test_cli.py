@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,10 +19,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from igd import cli
+from igd import cli, storage
 from igd.cli.output import date_of
 from igd.pipelines import nightly
 from igd.storage import s3
+from igd.storage.options import VARIABLE
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
             "models promote", "models rollback", "models verify",
@@ -50,9 +52,9 @@ def test_the_contract_of_options_holds() -> None:
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
         "score": "--models --out --date --catch-up --category --category-from --category-column "
-                 "--heatmaps --fpr --json --include --exclude --limit --unknown-category",
+                 "--heatmaps --fpr --json --storage-option --include --exclude --limit --unknown-category",
         "plan": "--models --out --date --category --category-from --category-column --json "
-                "--include --exclude --limit --unknown-category",
+                "--storage-option --include --exclude --limit --unknown-category",
         "verify": "--out --date", "files": "--out --date --table --json",
         "gc": "--out --older-than --dry-run --json",
         "report": "--out --date", "serve": "--models", "demo": "--out",
@@ -155,19 +157,49 @@ def test_a_usage_error_exits_2() -> None:
         assert run(*words).returncode == 2
 
 
-def test_storage_out_of_reach_exits_5_and_names_the_endpoint(tiny_models, tmp_path, fails,
-                                                             monkeypatch) -> None:
+@pytest.mark.parametrize("command", ["score", "plan"])
+@pytest.mark.parametrize(("change", "source", "said"), [
+    ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "test/dump", "check that the endpoint is reach"),
+    ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "test/a.tar", "check that the endpoint is re"),
+    ({"AWS_SECRET_ACCESS_KEY": "canary"}, "test/dump", "access denied (endpoint {}); check the cr"),
+    ({}, "no-bucket/dump", "there is no such bucket (endpoint {})"),
+])
+def test_storage_out_of_reach_exits_5_and_names_the_endpoint(
+        command, change, source, said, seaweedfs, fresh_s3_clients, tiny_models, tmp_path, fails,
+        monkeypatch) -> None:
     monkeypatch.setattr(s3, "RETRY_TIMEOUT_S", 1)
-    monkeypatch.setattr(s3, "MAX_RETRIES", 1)
-    s3._bucket.cache_clear()
-    s3._session.cache_clear()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+        endpoint = value if "URL" in name else endpoint
+    words = ["--date", "2026-01-02", "--out", tmp_path / "out"] if command == "score" else []
+    line = fails(5, command, f"s3://{source}", "--models", tiny_models, "--category", "weave",
+                 *words)
+    assert f"endpoint {endpoint}" in line and said.format(endpoint) in line
+    assert "canary" not in line
+
+
+@pytest.mark.parametrize("command", [
+    "plan a --models m", "score a --models m --out o --date today", "verify --out o --date today",
+    "report --out o --date today", "files --out o", "gc --out o", "train c d --models m",
+    "train-all d --models m", "evaluate d --models m", "serve --models m", "models list --models m",
+    "models show c --models m", "models promote c/1 --models m", "models rollback c --models m",
+    "models verify --models m", "data magnetic-tile a b"])
+def test_a_storage_option_that_is_none_is_refused_by_every_command(command, fails) -> None:
+    line = fails(2, *command.split(), "--storage-option", "region=r", "--storage-option", "acl=all")
+    assert line.startswith("igd-ray: --storage-option: unknown key 'acl'; known: region, ")
+
+
+def test_a_storage_option_holds_for_the_command(bucket, fresh_s3_clients, tiny_models, answers,
+                                                monkeypatch) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for path in (path for path in tiny_models.rglob("*") if path.is_file()):
+        storage.write_bytes(f"{bucket}/{path.relative_to(tiny_models)}", path.read_bytes())
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    line = fails(5, "score", "s3://nowhere/dump.tar", "--models", tiny_models, "--category",
-                 "weave", "--out", tmp_path / "out", "--date", "2026-01-02")
-    s3._session.cache_clear()
-    assert "http://127.0.0.1:9" in line
+    monkeypatch.setenv(VARIABLE, "")  # and put back afterwards
+    said = answers(0, "models", "verify", "--models", bucket, "--storage-option",
+                   f"endpoint={endpoint}")
+    assert "2 whole, 0 incomplete, 0 damaged" in said
 
 
 def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> None:

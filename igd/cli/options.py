@@ -74,6 +74,22 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_oka
                                                help="Also write the result as JSON.")]
 
 
+def _use_storage_options(pairs: list[str] | None) -> list[str] | None:
+    """Makes them hold before the command begins: they are no argument of what it calls."""
+    from igd.storage import options
+
+    if pairs:
+        options.use(pairs)
+    return pairs
+
+
+StorageOption = Annotated[list[str] | None, typer.Option(
+    "--storage-option", metavar="KEY=VALUE", callback=_use_storage_options, help="About S3, what "
+    "environment and profile do not say: region, endpoint, virtual_hosted_style_request, "
+    "skip_signature, request_payer, allow_http, allow_invalid_certificates or proxy_url, such as "
+    "request_payer=true. No credentials. Repeatable.")]
+
+
 def bytes_of(text: str | None, option: str) -> int | None:
     """Bytes of `512MiB`, `4GiB`, ...; None of None.
 

@@ -21,6 +21,7 @@ from igd.cli.options import (
     Models,
     ShardMembers,
     Sources,
+    StorageOption,
     UnknownCategory,
 )
 from igd.cli.output import Counting, date_of, one_of, size_of, warn_of_listing, write_json
@@ -41,6 +42,7 @@ def plan(
         "--date", metavar=A_DATE, help="What {date} in a source stands for; and see --out.")]
     = None,
     shard_members: ShardMembers = 256, json_file: JsonFile = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Say what `score` would do: images, bytes, categories, shards, odd sources. Writes nothing.
 

@@ -25,6 +25,7 @@ from igd.cli.options import (
     RayAddress,
     ShardMembers,
     Sources,
+    StorageOption,
     UnknownCategory,
 )
 from igd.cli.output import (
@@ -76,6 +77,7 @@ def score(
         min=0, help="What the cluster costs an hour, in any currency: the cost per million images "
         "is told.")] = None,
     json_file: JsonFile = None, ray_address: RayAddress = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Score an image dump and publish scores, decisions and heatmaps in one commit.
 
@@ -130,7 +132,8 @@ def score(
 
 
 @app.command()
-def verify(out: Out, date: DateOption, json_file: JsonFile = None) -> None:
+def verify(out: Out, date: DateOption, json_file: JsonFile = None,
+           storage_option: StorageOption = None) -> None:
     """Check a published date against the plans of the runs that wrote it (exit 3: mismatch).
 
     Example: `igd-ray verify --out ./out --date 2026-11-23`
@@ -155,6 +158,7 @@ def report(
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the "
                                              "page, also s3://. Default: OUT/reports/D.html.")]
     = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write a published date's HTML report: decisions, histograms, images with heatmaps, rejects.
 
