@@ -52,7 +52,8 @@ def test_the_contract_of_options_holds() -> None:
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
         "score": "--models --out --date --catch-up --category --category-from --category-column "
-                 "--heatmaps --fpr --json --storage-option --include --exclude --limit --unknown-category",
+                 "--heatmaps --fpr --json --storage-option --include --exclude --limit "
+                 "--unknown-category",
         "plan": "--models --out --date --category --category-from --category-column --json "
                 "--storage-option --include --exclude --limit --unknown-category",
         "verify": "--out --date", "files": "--out --date --table --json",
