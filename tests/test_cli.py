@@ -180,6 +180,22 @@ def test_storage_out_of_reach_exits_5_and_names_the_endpoint(
     assert "canary" not in line
 
 
+@pytest.mark.parametrize("catch_up", [0, 2])
+def test_an_output_out_of_reach_is_in_the_json_too(catch_up, tiny_data, tiny_models, tmp_path,
+                                                   fresh_s3_clients, fails, monkeypatch) -> None:
+    monkeypatch.setattr(s3, "RETRY_TIMEOUT_S", 1)
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a",
+                        "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    line = fails(5, "score", tiny_data, "--models", tiny_models, "--category", "weave", "--date",
+                 "2026-01-02", "--out", "s3://out/of/reach", "--json", tmp_path / "summary.json",
+                 "--catch-up", catch_up)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    one = found[0] if catch_up else found
+    assert (one["date"], one["state"], one["exit_code"]) == ("2026-01-02", "failed", 5)
+    assert one["error"] in line and "http://127.0.0.1:9" in line
+
+
 @pytest.mark.parametrize("command", [
     "plan a --models m", "score a --models m --out o --date today", "verify --out o --date today",
     "report --out o --date today", "files --out o", "gc --out o", "train c d --models m",

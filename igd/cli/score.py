@@ -38,6 +38,7 @@ from igd.cli.output import (
     warn_of_listing,
     write_json,
 )
+from igd.errors import IgdError
 
 HELD_UP = {"score": "scoring is the bottleneck",
            "read": "reading and decoding are the bottleneck, or there were too few images",
@@ -92,7 +93,7 @@ def score(
     from igd.data.routing import Routing
     from igd.data.selection import selection
     from igd.pipelines.dated import dated
-    from igd.pipelines.nightly import missed, score_each, worst
+    from igd.pipelines.nightly import failed, missed, score_each, worst
     from igd.pipelines.run import Request, request
     from igd.pipelines.score import score as run_score
 
@@ -118,7 +119,11 @@ def score(
                 price_per_hour * 1e6 / 3600 / summary["images_per_s"], 4)
         return summary
 
-    before = missed(ask, last, catch_up) if catch_up else []
+    try:
+        before = missed(ask, last, catch_up) if catch_up else []
+    except IgdError as error:
+        write_json(json_file, [failed(last, error)])
+        raise
     if before is None:
         say(f"nothing is published for the {catch_up + 1} days before {last}: none is caught up")
     days = [*(before or ()), last]

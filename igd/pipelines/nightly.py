@@ -46,7 +46,7 @@ def score_each(dates: Sequence[Date], score: Callable[[Date], dict[str, Any]], *
     with it what may still be at work there.
 
     Yields:
-        For each date its summary, or `date`, `state` (`held` or `failed`), `error`, `exit_code`.
+        For each date its summary, or what `failed` makes of its error.
     """
     with ExitStack() as ray:
         for date in dates:
@@ -55,12 +55,16 @@ def score_each(dates: Sequence[Date], score: Callable[[Date], dict[str, Any]], *
                     ray.enter_context(connected(ray_address))
                 summary = score(date)
             except IgdError as error:
-                summary = {"date": date.isoformat(), "error": str(error),
-                           "state": "held" if error.exit_code == 4 else "failed",
-                           "exit_code": error.exit_code}
+                summary = failed(date, error)
                 if error.exit_code == 5:
                     ray.close()
             yield summary
+
+
+def failed(date: Date, error: IgdError) -> dict[str, Any]:
+    """What stands for the summary of a date that has none."""
+    return {"date": date.isoformat(), "state": "held" if error.exit_code == 4 else "failed",
+            "error": str(error), "exit_code": error.exit_code}
 
 
 def worst(exit_codes: Iterable[int]) -> int:
