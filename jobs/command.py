@@ -24,23 +24,34 @@ NOT_IN_A_JOB = "ray-address"
 """A job runs on the cluster it was submitted to."""
 
 
-def run(command: str) -> NoReturn:
-    """Runs a command with the YAML file that the process was called with; exits with its code."""
+def run(command: str, **beside: str) -> NoReturn:
+    """Runs a command with the YAML file that the process was called with; exits with its code.
+
+    Args:
+        beside: keys that the file may not have: words after it in this order, and what they are
+            where they are left out.
+    """
     try:
         if not os.environ.get("RAY_ADDRESS"):
             raise ConfigError("RAY_ADDRESS is not set, and a job starts no cluster of its own: "
                               "run it with `ray job submit`, which sets it")
-        if len(sys.argv) != 2:
-            raise ConfigError(f"expected one YAML file, got {len(sys.argv) - 1} arguments")
-        sys.argv = ["igd-ray", *command_line(command, Path(sys.argv[1]))]
+        file, *words = sys.argv[1:] or [""]
+        if not file or len(words) > len(beside):
+            expected = " ".join(["one YAML file", *(f"[{key.upper()}]" for key in beside)])
+            raise ConfigError(f"expected {expected}, got {len(sys.argv) - 1} arguments")
+        beside |= dict(zip(beside, words, strict=False))
+        sys.argv = ["igd-ray", *command_line(command, Path(file), **beside)]
     except IgdError as error:
         print(f"igd-ray: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     cli.main()
 
 
-def command_line(command: str, file: Path) -> list[str]:
+def command_line(command: str, file: Path, **beside: str) -> list[str]:
     """The words of a command, with the file's values as its options and arguments.
+
+    Args:
+        beside: values of keys that are not the file's to say.
 
     Raises:
         ConfigError: an unknown or missing key, or a value that is not of the option's type.
@@ -56,7 +67,11 @@ def command_line(command: str, file: Path) -> list[str]:
         if key not in known:
             raise ConfigError(f"{file}: unknown key {_short(key)} (value {_short(value)}); known: "
                               f"{', '.join(sorted(known))}")
+        if key in beside:
+            raise ConfigError(f"{file}: {key} is given beside the file (here: {beside[key]!r}); "
+                              "leave it out")
         _check(file, key, value, hints[known[key].name])
+    config |= beside
     missing = [key for key, param in known.items() if param.required and key not in config]
     if missing:
         raise ConfigError(f"{file}: {', '.join(missing)} missing; see igd-ray {command} --help")

@@ -41,6 +41,14 @@ def bucket(seaweedfs: str) -> str:
 
 
 @pytest.fixture
+def fresh_s3_clients() -> Iterator[None]:
+    """For a test that changes how S3 is reached."""
+    forget_s3_clients()
+    yield
+    forget_s3_clients()
+
+
+@pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder on a disk; `tmp_path` may be in memory."""
     with tempfile.TemporaryDirectory(prefix="igd-scratch-", dir=default_folder()) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,13 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from igd import cli
+from igd import cli, storage
+from igd.cli.output import date_of
+from igd.pipelines import nightly
 from igd.storage import s3
+from igd.storage.options import VARIABLE
 
 COMMANDS = ["synth", "train", "train-all", "evaluate", "models list", "models show",
             "models promote", "models rollback", "models verify",
@@ -44,10 +51,11 @@ def test_the_contract_of_options_holds() -> None:
                     "--ensemble --ablation",
         "models list": "--models", "models show": "--models",
         "models promote": "--models", "models rollback": "--models", "models verify": "--models",
-        "score": "--models --out --date --category --category-from --category-column --heatmaps "
-                 "--fpr --json --include --exclude --limit --unknown-category --new-only",
+        "score": "--models --out --date --catch-up --category --category-from --category-column "
+                 "--heatmaps --fpr --json --storage-option --include --exclude --limit "
+                 "--unknown-category --new-only",
         "plan": "--models --out --date --category --category-from --category-column --json "
-                "--include --exclude --limit --unknown-category --new-only",
+                "--storage-option --include --exclude --limit --unknown-category --new-only",
         "verify": "--out --date --no-inputs --json", "files": "--out --date --table --json",
         "gc": "--out --older-than --dry-run --json",
         "report": "--out --date", "serve": "--models", "demo": "--out",
@@ -117,15 +125,18 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "--category NAME or --category-from": [*score, "--out", out],
         "expected {category} once": [*score, "--category-from", "*/x", "--out", out],
         "expected a rate": [*score, "--category", "weave", "--out", out, "--fpr", "7"],
-        "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "yesterday"],
+        "expected YYYY-MM-DD": ["verify", "--out", out, "--date", "tomorrow"],
         "nothing is published": ["verify", "--out", out, "--date", "2026-01-02"],
         "--unknown-category 'skip'": [*score, "--category", "weave", "--out", out,
                                       "--unknown-category", "skip"],
         "--limit 0": [*score, "--category", "weave", "--out", out, "--limit", "0"],
         "matches none of 12 paths": [*score, "--category", "weave", "--out", out, "--include",
                                      "weave/*"],
-        "belong together": ["plan", dump, "--models", tiny_models, "--category", "weave", "--out",
-                            out],
+        "{date:} is no form": [*score, "/x/{date:}", "--category", "weave", "--out", out],
+        "'/x/{date}' needs --date": ["plan", "/x/{date}", "--models", tiny_models, "--category",
+                                     "weave"],
+        "--out needs --date": ["plan", dump, "--models", tiny_models, "--category", "weave",
+                               "--out", out],
         "new beside which tables?": ["plan", dump, "--models", tiny_models, "--category", "weave",
                                      "--new-only"],
         "no output of igd-ray": ["gc", "--out", thesis],
@@ -149,19 +160,65 @@ def test_a_usage_error_exits_2() -> None:
         assert run(*words).returncode == 2
 
 
-def test_storage_out_of_reach_exits_5_and_names_the_endpoint(tiny_models, tmp_path, fails,
-                                                             monkeypatch) -> None:
+@pytest.mark.parametrize("command", ["score", "plan"])
+@pytest.mark.parametrize(("change", "source", "said"), [
+    ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "test/dump", "check that the endpoint is reach"),
+    ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "test/a.tar", "check that the endpoint is re"),
+    ({"AWS_SECRET_ACCESS_KEY": "canary"}, "test/dump", "access denied (endpoint {}); check the cr"),
+    ({}, "no-bucket/dump", "there is no such bucket (endpoint {})"),
+])
+def test_storage_out_of_reach_exits_5_and_names_the_endpoint(
+        command, change, source, said, seaweedfs, fresh_s3_clients, tiny_models, tmp_path, fails,
+        monkeypatch) -> None:
     monkeypatch.setattr(s3, "RETRY_TIMEOUT_S", 1)
-    monkeypatch.setattr(s3, "MAX_RETRIES", 1)
-    s3._bucket.cache_clear()
-    s3._session.cache_clear()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+        endpoint = value if "URL" in name else endpoint
+    words = ["--date", "2026-01-02", "--out", tmp_path / "out"] if command == "score" else []
+    line = fails(5, command, f"s3://{source}", "--models", tiny_models, "--category", "weave",
+                 *words)
+    assert f"endpoint {endpoint}" in line and said.format(endpoint) in line
+    assert "canary" not in line
+
+
+@pytest.mark.parametrize("catch_up", [0, 2])
+def test_an_output_out_of_reach_is_in_the_json_too(catch_up, tiny_data, tiny_models, tmp_path,
+                                                   fresh_s3_clients, fails, monkeypatch) -> None:
+    monkeypatch.setattr(s3, "RETRY_TIMEOUT_S", 1)
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a",
+                        "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    line = fails(5, "score", tiny_data, "--models", tiny_models, "--category", "weave", "--date",
+                 "2026-01-02", "--out", "s3://out/of/reach", "--json", tmp_path / "summary.json",
+                 "--catch-up", catch_up)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    one = found[0] if catch_up else found
+    assert (one["date"], one["state"], one["exit_code"]) == ("2026-01-02", "failed", 5)
+    assert one["error"] in line and "http://127.0.0.1:9" in line
+
+
+@pytest.mark.parametrize("command", [
+    "plan a --models m", "score a --models m --out o --date today", "verify --out o --date today",
+    "report --out o --date today", "files --out o", "gc --out o", "train c d --models m",
+    "train-all d --models m", "evaluate d --models m", "serve --models m", "models list --models m",
+    "models show c --models m", "models promote c/1 --models m", "models rollback c --models m",
+    "models verify --models m", "data magnetic-tile a b"])
+def test_a_storage_option_that_is_none_is_refused_by_every_command(command, fails) -> None:
+    line = fails(2, *command.split(), "--storage-option", "region=r", "--storage-option", "acl=all")
+    assert line.startswith("igd-ray: --storage-option: unknown key 'acl'; known: region, ")
+
+
+def test_a_storage_option_holds_for_the_command(bucket, fresh_s3_clients, tiny_models, answers,
+                                                monkeypatch) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for path in (path for path in tiny_models.rglob("*") if path.is_file()):
+        storage.write_bytes(f"{bucket}/{path.relative_to(tiny_models)}", path.read_bytes())
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    line = fails(5, "score", "s3://nowhere/dump.tar", "--models", tiny_models, "--category",
-                 "weave", "--out", tmp_path / "out", "--date", "2026-01-02")
-    s3._session.cache_clear()
-    assert "http://127.0.0.1:9" in line
+    monkeypatch.setenv(VARIABLE, "")  # and put back afterwards
+    said = answers(0, "models", "verify", "--models", bucket, "--storage-option",
+                   f"endpoint={endpoint}")
+    assert "2 whole, 0 incomplete, 0 damaged" in said
 
 
 def test_evaluate_writes_what_others_read(tiny_data, tiny_models, tmp_path) -> None:
@@ -282,6 +339,42 @@ def test_nothing_new_from_the_command_line(tiny_models, tmp_path, answers) -> No
         assert said in answers(0, "score", *where, "--date", "2026-01-02", "--json",
                                tmp_path / "said.json")
     assert json.loads((tmp_path / "said.json").read_text())["state"] == "nothing new"
+
+
+@pytest.mark.parametrize("zone", ["Etc/GMT-14", "Etc/GMT+12"])  # the one or the other is off
+def test_today_and_yesterday_are_those_of_utc(zone, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        before = datetime.now(UTC).date()
+        found = date_of("today"), date_of("yesterday")
+        assert before in (found[0], found[1] + timedelta(days=1))
+    time.tzset()
+    assert date_of("2026-01-02") == date(2026, 1, 2)
+
+
+def test_missed_nights_are_told_one_by_one(tiny_models, tmp_path, answers, monkeypatch) -> None:
+    """Dumps without an image, for which Ray is not needed; one of them is not there."""
+    monkeypatch.setattr(nightly, "connected", lambda address: nullcontext())
+    file = tmp_path / "nights.json"
+    for day in (2, 4, 5):
+        (tmp_path / "dumps" / f"2026/01/0{day}").mkdir(parents=True)
+
+    def night(day: str, code: int, *more: str) -> tuple[list[str], Any]:
+        said = answers(code, "score", tmp_path / "dumps/{date:%Y/%m/%d}", "--models", tiny_models,
+                       "--category", "weave", "--out", tmp_path / "out", "--date", day, "--json",
+                       file, *more)
+        return re.findall(r"^run (\S+)-\w+-g1: (.+);", said, re.M), json.loads(file.read_text())
+
+    runs, found = night("2026-01-02", 0)
+    assert found["planned"] == 0 and len(runs) == 1
+    runs, found = night("2026-01-05", 2, "--catch-up", "7")
+    assert [run for run, _ in runs] == ["2026-01-04", "2026-01-05"]
+    assert [(one["date"], one["state"], one["exit_code"]) for one in found] == [
+        ("2026-01-03", "failed", 2), ("2026-01-04", "published", 0), ("2026-01-05", "published", 0)]
+    runs, found = night("2026-01-05", 0, "--catch-up", "7")
+    assert found[0]["already_published"] and len(found) == len(runs) == 1
+    assert night("2026-01-03", 2)[1]["error"].endswith("or an image")
 
 
 def test_a_run_from_the_command_line(tiny_data, tiny_models, tmp_path) -> None:

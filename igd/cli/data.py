@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from igd.cli.app import app, data_app
-from igd.cli.options import Seed
+from igd.cli.options import Seed, StorageOption
 from igd.cli.output import names_of, say
 
 
@@ -44,7 +44,7 @@ def data_magnetic_tile(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Gets the category `tile`.")],
     test_share: Annotated[float, typer.Option(
         help="Share of the normal images that goes to the test set, about.")] = 0.2,
-    seed: Seed = 0,
+    seed: Seed = 0, storage_option: StorageOption = None,
 ) -> None:
     """Split the magnetic-tile dataset without near-twins on both sides.
 

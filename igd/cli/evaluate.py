@@ -11,7 +11,7 @@ import typer
 
 from igd import __version__
 from igd.cli.app import app
-from igd.cli.options import JsonFile, RayAddress, Seed, SetOption
+from igd.cli.options import JsonFile, RayAddress, Seed, SetOption, StorageOption
 from igd.cli.output import commit, names_of, peak_memory_mb, say, say_of, write_json
 from igd.errors import ConfigError, IgdError
 
@@ -53,7 +53,7 @@ def evaluate(
     html: Annotated[str | None, typer.Option(
         "--html", metavar="FILE", help="Also write a page, also s3://: tables, curves, and the "
         "images that the model gets most wrong.")] = None,
-    json_file: JsonFile = None,
+    json_file: JsonFile = None, storage_option: StorageOption = None,
 ) -> None:
     """Score test images, beside baselines, against labels and masks.
 

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from igd.cli.app import models_app
-from igd.cli.options import Models
+from igd.cli.options import Models, StorageOption
 from igd.errors import ConfigError, ModelError
 
 
 @models_app.command("list")
-def models_list(models: Models) -> None:
+def models_list(models: Models, storage_option: StorageOption = None) -> None:
     """List every category's versions; `*` marks the one in production, with since when and why.
 
     No weights are read: `igd-ray models verify` does that.
@@ -47,6 +47,7 @@ def models_list(models: Models) -> None:
 @models_app.command("show")
 def models_show(
     category: Annotated[str, typer.Argument(metavar="CATEGORY[/VERSION]")], models: Models,
+    storage_option: StorageOption = None,
 ) -> None:
     """Show a model's config, training, calibration and history as JSON (default: the one in
     production).
@@ -72,6 +73,7 @@ def models_show(
 def models_promote(
     version: Annotated[str, typer.Argument(metavar="CATEGORY/VERSION")], models: Models,
     why: Annotated[str, typer.Option(metavar="TEXT", help="Kept in the history.")] = "asked for",
+    storage_option: StorageOption = None,
 ) -> None:
     """Put a version in production, if it is whole. Runs that have begun keep theirs.
 
@@ -89,6 +91,7 @@ def models_promote(
 @models_app.command("rollback")
 def models_rollback(
     category: Annotated[str, typer.Argument(metavar="CATEGORY")], models: Models,
+    storage_option: StorageOption = None,
 ) -> None:
     """Put the version in production that was before the present one.
 
@@ -108,6 +111,7 @@ def models_verify(
     models: Models,
     categories: Annotated[list[str] | None, typer.Argument(
         metavar="[CATEGORY...]", help="Default: all.")] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Read every version as a run would: checksums, keys, NaN (exit 3: one is damaged).
 

@@ -30,7 +30,8 @@ RayAddress = Annotated[str | None, typer.Option(
 Sources = Annotated[list[str], typer.Argument(
     metavar="SRC...", help="Directories, tar (also .gz, .zst), zip, Parquet or images; local "
     "or s3://. Patterns such as 's3://dumps/2026-11-*/cam?.tar': *, ? and [...] match within a "
-    "path segment, ** any number of segments; quote them from the shell.")]
+    "path segment, ** any number of segments; quote them from the shell. {date} stands for the "
+    "date, {date:%Y/%m/%d} for that form of it.")]
 Category = Annotated[str | None, typer.Option(
     "--category", metavar="NAME", help="Score everything with one model.")]
 CategoryFrom = Annotated[str | None, typer.Option(
@@ -61,10 +62,11 @@ NewOnly = Annotated[bool, typer.Option(
 ShardMembers = Annotated[int, typer.Option(
     "--shard-members", min=1, help="Images per unit of work; does not affect results.")]
 Out = Annotated[str, typer.Option("--out", metavar="URI", help="Where the tables are.")]
-DateOption = Annotated[str, typer.Option("--date", metavar="YYYY-MM-DD",
-                                         help="The date the rows belong to.")]
+A_DATE = "YYYY-MM-DD|yesterday|today"
+DateOption = Annotated[str, typer.Option(
+    "--date", metavar=A_DATE, help="The date the rows belong to; yesterday and today are UTC's.")]
 AnyDate = Annotated[str | None, typer.Option(
-    "--date", metavar="YYYY-MM-DD", help="The date the rows belong to. Default: every date.")]
+    "--date", metavar=A_DATE, help="The date the rows belong to. Default: every date.")]
 Retrain = Annotated[bool, typer.Option(
     "--retrain", help="Also where a model of the same images, settings and code is there.")]
 MemoryPerModel = Annotated[str | None, typer.Option(
@@ -77,6 +79,22 @@ ScratchOption = Annotated[str | None, typer.Option(
     "memory; nothing is left in it. Default: the system's for temporary files.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False,
                                                help="Also write the result as JSON.")]
+
+
+def _use_storage_options(pairs: list[str] | None) -> list[str] | None:
+    """Makes them hold before the command begins: they are no argument of what it calls."""
+    from igd.storage import options
+
+    if pairs:
+        options.use(pairs)
+    return pairs
+
+
+StorageOption = Annotated[list[str] | None, typer.Option(
+    "--storage-option", metavar="KEY=VALUE", callback=_use_storage_options, help="About S3, what "
+    "environment and profile do not say: region, endpoint, virtual_hosted_style_request, "
+    "skip_signature, request_payer, allow_http, allow_invalid_certificates or proxy_url, such as "
+    "request_payer=true. No credentials. Repeatable.")]
 
 
 def bytes_of(text: str | None, option: str) -> int | None:

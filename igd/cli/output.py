@@ -6,8 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from datetime import date as Date
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from igd.errors import ConfigError
 
 EVERY_S = 5.0
 """Between two lines about something that goes on."""
+DAYS_AGO = {"today": 0, "yesterday": 1}
 
 
 def names_of(text: str | None) -> list[str]:
@@ -23,10 +24,13 @@ def names_of(text: str | None) -> list[str]:
 
 
 def date_of(text: str) -> Date:
+    """A date, or today's or yesterday's in UTC, wherever the clock of the machine is."""
+    if text in DAYS_AGO:
+        return datetime.now(UTC).date() - timedelta(days=DAYS_AGO[text])
     try:
         return Date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"--date {text!r}: expected YYYY-MM-DD") from None
+        raise ConfigError(f"--date {text!r}: expected YYYY-MM-DD, yesterday or today") from None
 
 
 def age_of(option: str, text: str) -> timedelta:
@@ -84,7 +88,7 @@ def warn_of_listing(found: dict[str, Any]) -> None:
         say(f"  --exclude {pattern!r} matched nothing")
 
 
-def write_json(file: Path | None, document: dict[str, Any]) -> None:
+def write_json(file: Path | None, document: dict[str, Any] | list[dict[str, Any]]) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date as Date
 from typing import Annotated, Any
 
 import typer
 
 from igd.cli.app import app
 from igd.cli.options import (
+    A_DATE,
     UNKNOWN_CATEGORY,
     Category,
     CategoryColumn,
@@ -20,6 +22,7 @@ from igd.cli.options import (
     NewOnly,
     ShardMembers,
     Sources,
+    StorageOption,
     UnknownCategory,
 )
 from igd.cli.output import Counting, date_of, one_of, size_of, warn_of_listing, write_json
@@ -37,9 +40,11 @@ def plan(
     out: Annotated[str | None, typer.Option(
         "--out", metavar="URI", help="With --date: also say how many images are new, beside those "
         "published there for the date. With --new-only: where they are published.")] = None,
-    date: Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD",
-                                             help="See --out.")] = None,
+    date: Annotated[str | None, typer.Option(
+        "--date", metavar=A_DATE, help="What {date} in a source stands for; and see --out.")]
+    = None,
     shard_members: ShardMembers = 256, json_file: JsonFile = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Say what `score` would do: images, bytes, categories, shards, odd sources. Writes nothing.
 
@@ -50,29 +55,31 @@ def plan(
     """
     from igd.data.routing import Routing
     from igd.data.selection import selection
+    from igd.pipelines.dated import dated
     from igd.pipelines.preview import preview
     from igd.pipelines.run import inputs
 
     one_of("--unknown-category", unknown_category, UNKNOWN_CATEGORY)
     if new_only and out is None:
         raise ConfigError("--new-only: new beside which tables? say so with --out URI")
-    if not new_only and (out is None) != (date is None):
-        raise ConfigError("--out and --date belong together; give both or neither")
-    wanted = inputs(sources, models=models,
+    if not new_only and out is not None and date is None:
+        raise ConfigError("--out needs --date: new beside the images of which date?")
+    day = date_of(date) if date is not None else None
+    wanted = inputs(dated(sources, day), models=models,
                     routing=Routing(category=category, pattern=category_from,
                                     column=category_column),
                     selection=selection(include or (), exclude or (), limit))
     found = preview(
-        wanted, published=(out, date_of(date)) if out is not None and date is not None else None,
+        wanted, published=(out, day) if out is not None and day is not None else None,
         new_only=out if new_only else None, shard_members=shard_members,
         unknown_category=unknown_category, progress=Counting("{} images listed"))
-    _print(found, date)
+    _print(found, day)
     write_json(json_file, found)
     if found["exit_code"]:
         raise typer.Exit(found["exit_code"])
 
 
-def _print(found: dict[str, Any], date: str | None) -> None:
+def _print(found: dict[str, Any], date: Date | None) -> None:
     print(f"{found['members']} images, {size_of(found['bytes'])} to read, {found['shards']} shards")
     for category, about in found["categories"].items():
         model = f" ({about['preset']}, {about['version']})" if "version" in about else ""

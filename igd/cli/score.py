@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import date as Date
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from igd.cli.options import (
     RayAddress,
     ShardMembers,
     Sources,
+    StorageOption,
     UnknownCategory,
 )
 from igd.cli.output import (
@@ -65,6 +67,11 @@ def score(
     max_reject_share: Annotated[float, typer.Option(
         min=0, max=1,
         help="More rejects than this: exit 3 (the run is published all the same).")] = 0.01,
+    catch_up: Annotated[int, typer.Option(
+        min=0, max=366, metavar="DAYS", help="Also score the dates before that were missed: those "
+        "after the last one that this same command has published, oldest first, or none where "
+        "more than so many are missing. One that fails is told and does not hold up the next; "
+        "the exit code is the worst: 1, then 5, 4, 2, 3. --json is then a list.")] = 0,
     shard_members: ShardMembers = 256,
     gpus_per_scorer: Annotated[float, typer.Option(
         min=0, help="Score on GPUs, so many (or such a share of one) each: the last bits, and the "
@@ -79,6 +86,7 @@ def score(
         min=0, help="What the cluster costs an hour, in any currency: the cost per million images "
         "is told.")] = None,
     json_file: JsonFile = None, ray_address: RayAddress = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Score an image dump and publish scores, decisions and heatmaps in one commit.
 
@@ -89,36 +97,56 @@ def score(
 
     What is new in a prefix that grows: `igd-ray score s3://line1/all --models ./models --out ./out
     --date 2026-11-24 --category-from '{category}/*' --new-only`
+
+    Every night: `igd-ray score 's3://line1/{date}' --models ./models --out ./out --date yesterday
+    --category-from '{category}/*' --catch-up 7`
     """
     from igd.data.routing import Routing
     from igd.data.selection import selection
-    from igd.pipelines.run import request
+    from igd.pipelines.dated import dated
+    from igd.pipelines.nightly import failed, missed, score_each, worst
+    from igd.pipelines.run import Request, request
     from igd.pipelines.score import score as run_score
 
     one_of("--unknown-category", unknown_category, UNKNOWN_CATEGORY)
-    wanted = request(sources, models=models, out=out, date=date_of(date),
-                     routing=Routing(category=category, pattern=category_from,
-                                     column=category_column),
-                     selection=selection(include or (), exclude or (), limit), fpr=fpr,
-                     review_fpr=review_fpr, heatmaps=heatmaps, new_only=new_only,
-                     null_scorer=null_scorer, gpu=gpus_per_scorer > 0)
-    try:
-        summary = run_score(wanted, ray_address=ray_address, shard_members=shard_members,
+    last = date_of(date)
+
+    def ask(day: Date) -> Request:
+        return request(dated(sources, day), models=models, out=out, date=day,
+                       routing=Routing(category=category, pattern=category_from,
+                                       column=category_column),
+                       selection=selection(include or (), exclude or (), limit), fpr=fpr,
+                       review_fpr=review_fpr, heatmaps=heatmaps, new_only=new_only,
+                       null_scorer=null_scorer, gpu=gpus_per_scorer > 0)
+
+    def run(day: Date) -> dict[str, Any]:
+        if len(days) > 1:
+            say(f"{day}:")
+        summary = run_score(ask(day), ray_address=ray_address, shard_members=shard_members,
                             max_reject_share=max_reject_share,
                             unknown_category=unknown_category,
                             stall_timeout_s=60 * stall_timeout,
                             gpus_per_scorer=gpus_per_scorer, report=_ProgressLines())
+        if price_per_hour is not None and summary["images_per_s"]:
+            summary["cost_per_million"] = round(
+                price_per_hour * 1e6 / 3600 / summary["images_per_s"], 4)
+        return summary
+
+    try:
+        before = missed(ask, last, catch_up) if catch_up else []
     except IgdError as error:
-        state = "held" if error.exit_code == 4 else "failed"
-        write_json(json_file, {"date": date, "state": state, "error": str(error)})
+        write_json(json_file, [failed(last, error)])
         raise
-    if price_per_hour is not None and summary["images_per_s"]:
-        summary["cost_per_million"] = round(
-            price_per_hour * 1e6 / 3600 / summary["images_per_s"], 4)
-    _print_summary(summary)
-    write_json(json_file, summary)
-    if summary["exit_code"]:
-        raise typer.Exit(summary["exit_code"])
+    if before is None:
+        say(f"nothing is published for the {catch_up + 1} days before {last}: none is caught up")
+    days = [*(before or ()), last]
+    nights = []
+    for night in score_each(days, run, ray_address=ray_address):
+        nights.append(night)
+        _print_night(night)
+    write_json(json_file, nights if catch_up else nights[0])
+    if code := worst(night["exit_code"] for night in nights):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -127,7 +155,7 @@ def verify(
     inputs: Annotated[bool, typer.Option(
         "--inputs/--no-inputs", help="Also list the sources and index the archives again; without, "
         "rows are held against the plans of their runs alone.")] = True,
-    json_file: JsonFile = None,
+    json_file: JsonFile = None, storage_option: StorageOption = None,
 ) -> None:
     """Check a published date against the plans of its runs and against the inputs themselves.
 
@@ -160,6 +188,7 @@ def report(
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the "
                                              "page, also s3://. Default: OUT/reports/D.html.")]
     = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write a published date's HTML report: decisions, histograms, images with heatmaps, rejects.
 
@@ -239,6 +268,13 @@ def _print_source(source: dict[str, Any]) -> None:
         print(f"    not listed again: {source['not_listed']}")
     for uri, reason in source["not_recounted"].items():
         print(f"    not counted again: {uri}: {reason}")
+
+
+def _print_night(night: dict[str, Any]) -> None:
+    if "error" in night:
+        say(f"igd-ray: {night['date']}: {night['error']}")
+    else:
+        _print_summary(night)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from igd.cli.app import app
-from igd.cli.options import Models, RayAddress
+from igd.cli.options import Models, RayAddress, StorageOption
 from igd.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def serve(
         help="Rate of normal images that may be called anomalous.")] = 0.01,
     review_fpr: Annotated[float, typer.Option(
         help="Rate of normal images that may be called review or anomalous.")] = 0.05,
-    ray_address: RayAddress = None,
+    ray_address: RayAddress = None, storage_option: StorageOption = None,
 ) -> None:
     """Answer for one image at a time over HTTP, with the same score as a batch run.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from igd.cli.app import app
-from igd.cli.options import AnyDate, JsonFile, Out
+from igd.cli.options import AnyDate, JsonFile, Out, StorageOption
 from igd.cli.output import age_of, date_of, say, size_of, write_json
 
 
@@ -16,7 +16,7 @@ def files(
     out: Out, date: AnyDate = None,
     table: Annotated[str, typer.Option(
         metavar="scores|heatmaps|sources", help="Whose files.")] = "scores",
-    json_file: JsonFile = None,
+    json_file: JsonFile = None, storage_option: StorageOption = None,
 ) -> None:
     """List the files that a table consists of now, one a line, for readers without Delta support.
 
@@ -40,7 +40,7 @@ def gc(
         metavar="AGE", help="Only what has been of no use for so long: hours, days or weeks (36h, "
         "7d, 2w), at least 24h.")] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
-    json_file: JsonFile = None,
+    json_file: JsonFile = None, storage_option: StorageOption = None,
 ) -> None:
     """Remove replaced rows, files that no commit names, and the state of dead runs.
 

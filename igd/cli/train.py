@@ -24,6 +24,7 @@ from igd.cli.options import (
     ScratchOption,
     Seed,
     SetOption,
+    StorageOption,
     bytes_of,
 )
 from igd.cli.output import commit, names_of
@@ -44,6 +45,7 @@ def train(
     data: Data, models: Models, preset: PresetOption = None, settings: SetOption = None,
     seed: Seed = 0, retrain: Retrain = False, memory_per_model: MemoryPerModel = None,
     scratch: ScratchOption = None, ray_address: RayAddress = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Train one category's model and put it in production.
 
@@ -107,7 +109,7 @@ def train_all(
     json_lines: Annotated[str | None, typer.Option(
         "--json", metavar="FILE", help="Also write events and the summary as JSON, an object per "
         "line; - is standard output, and text then goes to standard error.")] = None,
-    ray_address: RayAddress = None,
+    ray_address: RayAddress = None, storage_option: StorageOption = None,
 ) -> None:
     """Train a model for every category, in parallel, the largest first; one that fails fails
     alone (exit 3).

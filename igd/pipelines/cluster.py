@@ -23,6 +23,7 @@ from ray.data import DataContext
 from ray.exceptions import RayError
 
 from igd.errors import ConfigError, IgdError, StorageError
+from igd.storage import options
 
 LOCAL = "local"
 TEMPORARY = "/tmp"
@@ -189,6 +190,8 @@ def _connect(address: str, temp_dir: str) -> None:
     # Ray's C++ core complains of Ray Data's own actors in every run.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if variables := options.for_workers():
+        settings["runtime_env"] = {"env_vars": variables}
     if address == LOCAL:
         settings.update(num_cpus=(os.cpu_count() or 1) + EXTRA_CPUS, include_dashboard=False,
                         _temp_dir=temp_dir)

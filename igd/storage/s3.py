@@ -13,12 +13,14 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import botocore.session
 import obstore
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore import exceptions as obstore_errors
 from obstore.store import S3Store
@@ -31,7 +33,12 @@ from igd.errors import (
     ObjectMissingError,
     StorageError,
 )
+from igd.storage import options
 from igd.storage.entry import Entry
+from igd.storage.options import StorageOptions
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 45
@@ -40,7 +47,9 @@ RETRY_TIMEOUT_S = 60
 MAX_RETRIES = 1000
 """So many that time alone ends them: refused connections use up eight in a second."""
 MAX_BACKOFF_S = 5
+BOTOCORE_ATTEMPTS = 5
 CREDENTIAL_LIFE = timedelta(minutes=10)
+ANONYMOUS = Credentials(access_key="", secret_key="")
 
 T = TypeVar("T")
 
@@ -127,21 +136,18 @@ def delete(uri: str) -> None:
 def abort_uploads(uri: str, before_s: float, dry_run: bool) -> list[str]:
     """Through botocore, for obstore does not list them."""
     bucket, key = split(uri)
-    settings = _settings()
-    client = _session().create_client(
-        "s3", region_name=settings["region"], endpoint_url=settings["endpoint"] or None,
-        config=Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=REQUEST_TIMEOUT_S,
-                      retries={"mode": "standard", "max_attempts": 5}))
+    client = _client()
+    payer = {"RequestPayer": "requester"} if options.given().request_payer else {}
     aborted = []
     pages = client.get_paginator("list_multipart_uploads").paginate(
-        Bucket=bucket, Prefix=key + "/" if key else "")
+        Bucket=bucket, Prefix=key + "/" if key else "", **payer)
     try:
         for upload in (upload for page in pages for upload in page.get("Uploads", ())):
             if upload["Initiated"].timestamp() <= before_s:
                 aborted.append(f"s3://{bucket}/{upload['Key']}")
                 if not dry_run:
                     client.abort_multipart_upload(
-                        Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                        Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"], **payer)
     except (BotoCoreError, ClientError) as error:
         raise StorageError(f"{uri}: unfinished uploads cannot be given up: {error}") from error
     finally:
@@ -151,10 +157,14 @@ def abort_uploads(uri: str, before_s: float, dry_run: bool) -> list[str]:
 
 def delta_location(uri: str) -> tuple[str, dict[str, str]]:
     settings = _settings()
-    options = {
+    said = options.given()
+    found = {
         "AWS_ACCESS_KEY_ID": settings["access_key_id"],
         "AWS_SECRET_ACCESS_KEY": settings["secret_access_key"],
+        "AWS_SESSION_TOKEN": settings["token"],
         "AWS_REGION": settings["region"],
+        "AWS_ENDPOINT_URL": _endpoint_of(split(uri)[0], settings["endpoint"], said),
+        "proxy_url": said.proxy_url or "",
         "conditional_put": "etag",
         "timeout": f"{REQUEST_TIMEOUT_S}s",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
@@ -162,20 +172,27 @@ def delta_location(uri: str) -> tuple[str, dict[str, str]]:
         "retry_timeout": f"{RETRY_TIMEOUT_S}s",
         "backoff_config.max_backoff": f"{MAX_BACKOFF_S}s",
     }
-    if settings["token"]:
-        options["AWS_SESSION_TOKEN"] = settings["token"]
-    if settings["endpoint"]:
-        options["AWS_ENDPOINT_URL"] = settings["endpoint"]
-        options["AWS_ALLOW_HTTP"] = str(settings["endpoint"].startswith("http://")).lower()
-    return canonical(uri), options
+    flags = {"aws_skip_signature": said.skip_signature, "aws_request_payer": said.request_payer,
+             "aws_virtual_hosted_style_request": said.virtual_hosted_style_request,
+             "allow_invalid_certificates": said.allow_invalid_certificates,
+             "allow_http": _allow_http(settings["endpoint"], said)}
+    return canonical(uri), {name: value for name, value in found.items() if value} | {
+        name: "true" for name, value in flags.items() if value}
 
 
 def train_location(uri: str) -> tuple[str, Any]:
     settings = _settings()
+    said = options.given()
+    if said.allow_invalid_certificates:
+        raise ConfigError("--storage-option allow_invalid_certificates cannot hold for the "
+                          f"checkpoints of a TorchTrainer in {uri}; use --trainer never")
     return canonical(uri).removeprefix("s3://"), fs.S3FileSystem(
-        access_key=settings["access_key_id"], secret_key=settings["secret_access_key"],
+        access_key=settings["access_key_id"] or None,
+        secret_key=settings["secret_access_key"] or None,
         session_token=settings["token"] or None, region=settings["region"],
-        endpoint_override=settings["endpoint"] or None)
+        endpoint_override=settings["endpoint"] or None, anonymous=said.skip_signature,
+        force_virtual_addressing=said.virtual_hosted_style_request,
+        proxy_options=said.proxy_url)
 
 
 def _version(meta: Any) -> str:
@@ -188,30 +205,67 @@ def _version(meta: Any) -> str:
 
 def _listing(uri: str) -> Iterator[Any]:
     bucket, key = split(uri)
-    pages = iter(obstore.list(_bucket(bucket), key + "/" if key else None, chunk_size=1000))
+    store = _bucket(bucket, options.given())
+    pages = iter(obstore.list(store, key + "/" if key else None, chunk_size=1000))
     while (page := _call(uri, lambda: next(pages, None))) is not None:
         yield from page
 
 
 def _store(uri: str) -> tuple[S3Store, str]:
     bucket, key = split(uri)
-    return _bucket(bucket), key
+    return _bucket(bucket, options.given()), key
 
 
 @functools.lru_cache(maxsize=64)
-def _bucket(bucket: str) -> S3Store:
+def _bucket(bucket: str, said: StorageOptions) -> S3Store:
     settings = _settings()
-    where: dict[str, Any] = {"endpoint": settings["endpoint"]} if settings["endpoint"] else {}
-    provider: Any = _credentials
+    endpoint = _endpoint_of(bucket, settings["endpoint"], said)
+    where: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    who: dict[str, Any] = {"skip_signature": True} if said.skip_signature else {
+        "credential_provider": _credentials}
+    how: ClientConfig = {
+        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "allow_http": _allow_http(settings["endpoint"], said),
+        "allow_invalid_certificates": said.allow_invalid_certificates}
+    if said.proxy_url:
+        how["proxy_url"] = said.proxy_url
     return S3Store(
-        bucket, region=settings["region"], credential_provider=provider,
-        client_options={"timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-                        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-                        "allow_http": settings["endpoint"].startswith("http://")},
+        bucket, region=settings["region"], client_options=how,
+        virtual_hosted_style_request=said.virtual_hosted_style_request,
+        request_payer=said.request_payer,
         retry_config={"max_retries": MAX_RETRIES,
                       "backoff": {"max_backoff": timedelta(seconds=MAX_BACKOFF_S)},
                       "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)},
-        **where)
+        **where, **who)
+
+
+def _client() -> Any:
+    """A client of botocore."""
+    settings = _settings()
+    said = options.given()
+    return _session().create_client(
+        "s3", region_name=settings["region"], endpoint_url=settings["endpoint"] or None,
+        verify=False if said.allow_invalid_certificates else None,
+        config=Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=REQUEST_TIMEOUT_S,
+                      retries={"mode": "standard", "max_attempts": BOTOCORE_ATTEMPTS},
+                      signature_version=UNSIGNED if said.skip_signature else None,
+                      s3={"addressing_style": "virtual"}
+                      if said.virtual_hosted_style_request else None,
+                      proxies=dict.fromkeys(("http", "https"), said.proxy_url)
+                      if said.proxy_url else None))
+
+
+def _endpoint_of(bucket: str, endpoint: str, said: StorageOptions) -> str:
+    """What obstore and deltalake take for an endpoint: where hosts are virtual, the bucket's."""
+    if not endpoint or not said.virtual_hosted_style_request:
+        return endpoint
+    scheme, _, host = endpoint.partition("://")
+    return f"{scheme}://{bucket}.{host}"
+
+
+def _allow_http(endpoint: str, said: StorageOptions) -> bool:
+    return endpoint.startswith("http://") if said.allow_http is None else said.allow_http
 
 
 def _credentials() -> dict[str, Any]:
@@ -229,10 +283,11 @@ def _session() -> Any:
 
 
 def _settings() -> dict[str, str]:
-    """Credentials, region and endpoint ("" for AWS itself)."""
+    """Credentials ("" for nobody's), region and endpoint ("" for AWS itself)."""
     session = _session()
+    said = options.given()
     try:
-        credentials = session.get_credentials()
+        credentials = ANONYMOUS if said.skip_signature else session.get_credentials()
         endpoint = ConfiguredEndpointProvider(
             full_config=session.full_config, scoped_config=session.get_scoped_config(),
             client_name="s3").provide() or ""
@@ -243,10 +298,11 @@ def _settings() -> dict[str, str]:
                            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with a role")
     frozen = credentials.get_frozen_credentials()
     return {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key,
-            "token": frozen.token or "", "endpoint": endpoint,
+            "token": frozen.token or "", "endpoint": said.endpoint or endpoint,
             # botocore passes over AWS_REGION, which Kubernetes and the other SDKs set
-            "region": os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
-            or session.get_config_variable("region") or "us-east-1"}
+            "region": said.region or os.environ.get("AWS_DEFAULT_REGION")
+            or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+            or "us-east-1"}
 
 
 def _call(uri: str, action: Callable[[], T]) -> T:

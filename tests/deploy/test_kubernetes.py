@@ -1,4 +1,4 @@
-"""The manifests against KubeRay's own schema, and against the code they start."""
+"""The manifests against the schemas of KubeRay and Kubernetes, and the code they start."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -20,22 +21,21 @@ from igd.storage import s3
 from jobs.command import command_line
 
 ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "deploy" / "kubernetes" / "train-all.yaml"
+TRAIN, NIGHT = (ROOT / "deploy" / "kubernetes" / f"{name}.yaml"
+                for name in ("train-all", "score-nightly"))
+KUBERNETES = "1.37"
+"""The version whose schema the kinds of Kubernetes itself are checked against."""
 SHARED = Path(os.environ.get("IGD_SHARED", ROOT.parent / "shared"))
 CRD = SHARED / "kuberay-crds" / "v1.7.0" / "rayjobs.yaml"
 
-OBJECT_META = {"type": "object", "required": ["name"], "properties": {
+OBJECT_META = {"type": "object", "oneOf": [{"required": ["name"]}, {"required": ["generateName"]}],
+               "properties": {
     "name": {"type": "string", "pattern": "^[a-z]([a-z0-9-]{0,45}[a-z0-9])?$"},
+    "generateName": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,40}-$"},
     "namespace": {"type": "string"},
     "labels": {"type": "object", "additionalProperties": {"type": "string"}},
     "annotations": {"type": "object", "additionalProperties": {"type": "string"}}}}
 """A CRD leaves its resource's own metadata to Kubernetes."""
-
-CONFIG_MAP = {"type": "object", "required": ["apiVersion", "kind", "metadata"], "properties": {
-    "apiVersion": {"const": "v1"}, "kind": {"const": "ConfigMap"}, "metadata": OBJECT_META,
-    "data": {"type": "object", "additionalProperties": {"type": "string"}},
-    "immutable": {"type": "boolean"}}}
-
 
 def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
     """What the API server makes of a value before it validates it."""
@@ -83,15 +83,34 @@ def schema() -> dict[str, Any]:
                            "metadata": OBJECT_META}}
 
 
-@pytest.fixture
-def config_map() -> dict[str, Any]:
-    return next(yaml.safe_load_all(MANIFEST.read_text()))
+def documents(manifest: Path) -> list[dict[str, Any]]:
+    # what YAML's aliases share comes apart
+    return [copy.deepcopy(one) for one in yaml.safe_load_all(manifest.read_text())]
 
 
 @pytest.fixture
 def job() -> dict[str, Any]:
-    _, found = yaml.safe_load_all(MANIFEST.read_text())
-    return copy.deepcopy(found)  # what YAML's aliases share comes apart
+    """The RayJob that trains."""
+    return documents(TRAIN)[1]
+
+
+@pytest.fixture
+def night() -> dict[str, dict[str, Any]]:
+    """What scores every night, by kind; of ConfigMaps by what they hold."""
+    return {next(iter(one["data"])) if one["kind"] == "ConfigMap" else one["kind"]: one
+            for one in documents(NIGHT)}
+
+
+@pytest.fixture
+def night_job(night) -> dict[str, Any]:
+    """The RayJob that the CronJob creates."""
+    return copy.deepcopy(yaml.safe_load(night["rayjob.yaml"]["data"]["rayjob.yaml"]))
+
+
+@pytest.fixture(params=["job", "night_job"])
+def any_job(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = request.getfixturevalue(request.param)
+    return found
 
 
 def pods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -102,9 +121,33 @@ def pods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
                for group in cluster["workerGroupSpecs"]}}
 
 
-def test_the_manifest_is_as_kuberay_wants_it(job, config_map, schema) -> None:
-    assert problems(job, schema) == []
-    assert problems(config_map, CONFIG_MAP) == []
+def test_a_job_is_as_kuberay_wants_it(any_job, schema) -> None:
+    assert problems(any_job, schema) == []
+
+
+@pytest.mark.parametrize("manifest", [TRAIN, NIGHT], ids=lambda path: path.stem)
+def test_all_else_is_as_kubernetes_wants_it(manifest) -> None:
+    for one in documents(manifest):
+        if one["apiVersion"] != "ray.io/v1":
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(("kind", "spoil", "said"), [
+    ("CronJob", lambda spec: spec.update(timezone="Etc/UTC"), "'timezone' was unexpected"),
+    ("CronJob", lambda spec: spec.update(startingDeadlineSeconds="6h"), "'6h' is not of type"),
+    ("CronJob", lambda spec: spec["jobTemplate"]["spec"]["template"]["spec"].update(
+        serviceAccount_name="a"), "'serviceAccount_name' was unexpected"),
+], ids=range(3))
+def test_a_slip_in_what_is_no_ray_job_is_found(night, kind, spoil, said) -> None:
+    spoil(night[kind]["spec"])
+    with pytest.raises(kubernetes_validate.ValidationError, match=said):
+        kubernetes_validate.validate(night[kind], KUBERNETES, strict=True)
+
+
+def test_a_config_map_holds_text_alone(night) -> None:
+    night["rayjob.yaml"]["data"]["more"] = {"a": 1}
+    with pytest.raises(kubernetes_validate.ValidationError, match=r"\{'a': 1\} is not of type"):
+        kubernetes_validate.validate(night["rayjob.yaml"], KUBERNETES, strict=True)
 
 
 def worker(job: dict[str, Any]) -> Any:
@@ -133,17 +176,13 @@ def test_a_slip_is_found(job, schema, spoil, said) -> None:
     assert found and said in found[0]
 
 
-def test_a_config_map_holds_text_alone(config_map) -> None:
-    config_map["data"]["more"] = {"a": 1}
-    assert problems(config_map, CONFIG_MAP) == ["$.data.more: {'a': 1} is not of type 'string'"]
-
-
 def test_defaults_come_before_the_checks(job, schema) -> None:
     del worker(job)["maxReplicas"]  # required, and the schema has a default
     assert problems(job, schema) == []
 
 
-def test_it_starts_our_job_with_our_configuration(job, config_map, tmp_path) -> None:
+def started(job: dict[str, Any], config_map: dict[str, Any], folder: Path) -> tuple[str, Path]:
+    """The module that a RayJob starts, and the configuration that it finds on the head."""
     python, flag, module, file = shlex.split(job["spec"]["entrypoint"])
     assert (python, flag) == ("python", "-m")
     assert importlib.util.find_spec(module) is not None
@@ -153,14 +192,63 @@ def test_it_starts_our_job_with_our_configuration(job, config_map, tmp_path) -> 
     assert mount["name"] == volume["name"]
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     assert Path(file).parent == Path(mount["mountPath"])
-    written = tmp_path / "train_all.yaml"
-    written.write_text(config_map["data"][Path(file).name])
-    assert command_line("train-all", written) == command_line(
+    written = folder / Path(file).name
+    written.write_text(config_map["data"][written.name])
+    return module, written
+
+
+def test_training_is_our_job_with_our_configuration(job, tmp_path) -> None:
+    module, file = started(job, documents(TRAIN)[0], tmp_path)
+    assert module == "jobs.train_all"
+    assert command_line("train-all", file) == command_line(
         "train-all", ROOT / "jobs" / "train_all.paper.yaml")
 
 
-def test_ray_is_the_version_that_is_pinned(job) -> None:
-    assert job["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+def test_a_night_is_our_job_with_our_configuration(night, night_job, tmp_path) -> None:
+    module, file = started(night_job, night["score_nightly.yaml"], tmp_path)
+    assert module == "jobs.score_nightly"
+    assert command_line("score", file, date="yesterday") == command_line(
+        "score", ROOT / "jobs" / "score_nightly.yaml", date="yesterday")
+
+
+def test_ray_is_the_version_that_is_pinned(any_job) -> None:
+    assert any_job["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+
+
+def test_every_night_creates_one_job_and_may_do_nothing_else(night) -> None:
+    cron = night["CronJob"]["spec"]
+    assert cron["timeZone"] == "Etc/UTC" and cron["concurrencyPolicy"] == "Forbid"
+    hour = int(cron["schedule"].split()[1])
+    assert hour * 3600 + cron["startingDeadlineSeconds"] < 86400  # or "yesterday" is another day
+    assert 0 < cron["successfulJobsHistoryLimit"] + cron["failedJobsHistoryLimit"] < 10
+    pod = cron["jobTemplate"]["spec"]["template"]["spec"]
+    verb, option = pod["containers"][0]["command"][1:]
+    mount, = pod["containers"][0]["volumeMounts"]
+    volume, = pod["volumes"]
+    assert verb == "create" and option == f"--filename={mount['mountPath']}/rayjob.yaml"
+    assert volume == {"name": mount["name"],
+                      "configMap": {"name": night["rayjob.yaml"]["metadata"]["name"]}}
+    assert night["Role"]["rules"] == [
+        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
+    account, = night["RoleBinding"]["subjects"]
+    assert night["RoleBinding"]["roleRef"]["name"] == night["Role"]["metadata"]["name"]
+    assert account["name"] == night["ServiceAccount"]["metadata"]["name"] == (
+        pod["serviceAccountName"])
+    assert night["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert pod["automountServiceAccountToken"] is True
+    assert_few_rights("create", pod)
+
+
+def test_a_nights_job_does_not_stay_and_ends_before_the_next(night_job) -> None:
+    spec = night_job["spec"]
+    assert "shutdownAfterJobFinishes" not in spec  # the operator takes the one or the other
+    after = {(rule["policy"], *rule["condition"].items()) for rule in
+             spec["deletionStrategy"]["deletionRules"]}
+    for end in (("jobStatus", "SUCCEEDED"), ("jobStatus", "FAILED"),
+                ("jobDeploymentStatus", "Failed")):
+        waits = {policy: dict(rest)["ttlSeconds"] for policy, *rest in after if end in rest}
+        assert 0 < waits["DeleteCluster"] <= 600 < waits["DeleteSelf"] <= 7 * 86400
+    assert spec["activeDeadlineSeconds"] < 86400 and spec["backoffLimit"] > 0
 
 
 def test_a_run_is_repeated_and_the_cluster_does_not_stay(job) -> None:
@@ -171,24 +259,29 @@ def test_a_run_is_repeated_and_the_cluster_does_not_stay(job) -> None:
     assert 0 < spec["ttlSecondsAfterFinished"] <= 600
 
 
-def test_ray_asks_for_a_token_and_has_no_address_outside(job) -> None:
-    cluster = job["spec"]["rayClusterSpec"]
+def test_ray_asks_for_a_token_and_has_no_address_outside(any_job) -> None:
+    cluster = any_job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert cluster["headGroupSpec"]["enableIngress"] is False
-    assert "RAY_AUTH" not in MANIFEST.read_text()  # the operator's to set
+    assert "RAY_AUTH" not in str(any_job)  # the operator's to set
 
 
-def test_no_pod_has_more_rights_than_it_needs(job) -> None:
-    for name, pod in pods(job).items():
+def assert_few_rights(name: str, pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True, name
+    assert pod["securityContext"]["runAsUser"] > 0, name
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, name
+        assert container["resources"]["requests"] and container["resources"]["limits"], name
+
+
+def test_no_pod_has_more_rights_than_it_needs(any_job) -> None:
+    for name, pod in pods(any_job).items():
         assert pod["automountServiceAccountToken"] is False, name
-        assert pod["securityContext"]["runAsNonRoot"] is True, name
-        assert pod["securityContext"]["runAsUser"] > 0, name
-        for container in pod["containers"]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, name
-            assert container["resources"]["requests"] and container["resources"]["limits"], name
-    assert len({pod["containers"][0]["image"] for pod in pods(job).values()}) == 1
+        assert_few_rights(name, pod)
+    assert len({pod["containers"][0]["image"] for pod in pods(any_job).values()}) == 1
 
 
 def test_the_head_trains_nothing_and_the_workers_have_gpus(job) -> None:
@@ -199,16 +292,22 @@ def test_the_head_trains_nothing_and_the_workers_have_gpus(job) -> None:
     assert worker(job)["minReplicas"] <= worker(job)["replicas"] <= worker(job)["maxReplicas"]
 
 
+def test_scoring_needs_no_gpu_and_the_head_scores_nothing(night_job) -> None:
+    assert night_job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert "gpu" not in str(night_job)
+
+
 def secret_names(job: dict[str, Any]) -> Iterator[str]:
-    for name in ("head", "gpu"):
-        for source in pods(job)[name]["containers"][0]["envFrom"]:
-            yield source["secretRef"]["name"]
+    for name, pod in pods(job).items():
+        if name != "submitter":
+            for source in pod["containers"][0]["envFrom"]:
+                yield source["secretRef"]["name"]
 
 
-def test_the_secret_of_the_documentation_is_what_the_storage_reads(job, monkeypatch) -> None:
+def test_the_secret_of_the_documentation_is_what_the_storage_reads(any_job, monkeypatch) -> None:
     text = (ROOT / "deploy" / "README.md").read_text()
     command = re.search(r"^kubectl create secret generic (\S+) (.*)$", text, re.M)
-    assert command and set(secret_names(job)) == {command[1]}
+    assert command and set(secret_names(any_job)) == {command[1]}
     names = [*re.findall(r"--from-literal=(\w+)=", command[2]), "AWS_ENDPOINT_URL"]
     assert "AWS_ENDPOINT_URL" in text
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -222,15 +321,16 @@ def test_the_secret_of_the_documentation_is_what_the_storage_reads(job, monkeypa
         "region": "http://aws_default_region", "endpoint": "http://aws_endpoint_url"}
 
 
-def test_the_documentation_names_what_there_is(job) -> None:
+def test_the_documentation_names_what_there_is(job, night) -> None:
     text = (ROOT / "deploy" / "README.md").read_text()
     for path in set(re.findall(r"\b(?:jobs|deploy)/[\w./-]+\.yaml", text)):
         assert (ROOT / path).is_file(), path
     assert f"job/{job['metadata']['name']}\n" in text
     assert f"rayjob {job['metadata']['name']}\n" in text
+    assert f"cronjob/{night['CronJob']['metadata']['name']} " in text
 
 
-def test_the_image_has_what_the_manifest_starts_and_no_more(job) -> None:
+def test_the_image_has_what_the_manifest_starts_and_no_more(any_job) -> None:
     steps = (ROOT / "deploy" / "Dockerfile").read_text()
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     copied = {path for line in re.findall(r"^COPY (.*) /\S*$", steps, re.M)
@@ -238,7 +338,7 @@ def test_the_image_has_what_the_manifest_starts_and_no_more(job) -> None:
     assert ignored[0] == "*" and copied == {line[1:] for line in ignored if line[0] == "!"}
     assert all((ROOT / path).exists() for path in copied)
     assert "USER 1000:1000\n" in steps and "ENV PYTHONPATH=/app " in steps
-    module = shlex.split(job["spec"]["entrypoint"])[2].split(".")
+    module = shlex.split(any_job["spec"]["entrypoint"])[2].split(".")
     assert module[0] in copied and (ROOT / f"{'/'.join(module)}.py").is_file()
     base, = re.findall(r"^ARG BASE=python:([\d.]+)-", steps, re.M)
     assert f">={base}" in (ROOT / "pyproject.toml").read_text()

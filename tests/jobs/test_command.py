@@ -30,11 +30,24 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("file", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
-def test_the_files_at_hand_are_valid(file) -> None:
-    words = command_line(file.name.split(".")[0].replace("_", "-"), file)
-    assert f"--preset={file.name.split('.')[1]}" in words
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_the_files_for_training_are_valid(preset) -> None:
+    words = command_line("train-all", JOBS / f"train_all.{preset}.yaml")
+    assert f"--preset={preset}" in words
     assert words[-2] == "--"
+
+
+def test_the_file_for_the_night_is_valid_and_the_date_stands_beside_it() -> None:
+    words = command_line("score", JOBS / "score_nightly.yaml", date="2026-01-02")
+    assert words[-2:] == ["--", "s3://CHANGE-ME/dumps/{date}"]
+    assert {"--catch-up=7", "--date=2026-01-02"} <= set(words)
+
+
+def test_what_is_given_beside_the_file_may_not_stand_in_it(written) -> None:
+    file = written("sources: [a]\nmodels: m\nout: o\ndate: '2026-01-01'\n")
+    assert "--date=2026-01-01" in command_line("score", file)
+    with pytest.raises(ConfigError, match=r"job.yaml: date is given beside .*'2026-01-02'"):
+        command_line("score", file, date="2026-01-02")
 
 
 def test_the_command_is_told_what_the_file_says(written) -> None:
@@ -119,13 +132,16 @@ def test_a_missing_file_is_named(tmp_path) -> None:
         read_config(tmp_path / "gone.yaml")
 
 
-@pytest.mark.parametrize(("address", "files", "said"), [
-    ("", ["job.yaml"], "a job starts no cluster of its own"),
-    ("auto", [], "expected one YAML file"),
-    ("auto", ["gone.yaml"], "gone.yaml cannot be read"),
+@pytest.mark.parametrize(("address", "job", "words", "said"), [
+    ("", "train_all", ["job.yaml"], "a job starts no cluster of its own"),
+    ("auto", "train_all", [], "expected one YAML file, got 0"),
+    ("auto", "train_all", ["job.yaml", "2026-01-02"], "expected one YAML file, got 2"),
+    ("auto", "score_nightly", ["job.yaml", "today", "again"], "expected one YAML file [DATE], got"),
+    ("auto", "train_all", ["gone.yaml"], "gone.yaml cannot be read"),
+    ("auto", "score_nightly", ["jobs/score_nightly.yaml", "2026-1-2"], "--date '2026-1-2': expect"),
 ])
-def test_a_job_that_cannot_run_says_so_in_one_line(tmp_path, address, files, said) -> None:
-    ran = subprocess.run([sys.executable, "-m", "jobs.train_all", *files], cwd=ROOT, text=True,
+def test_a_job_that_cannot_run_says_so_in_one_line(address, job, words, said) -> None:
+    ran = subprocess.run([sys.executable, "-m", f"jobs.{job}", *words], cwd=ROOT, text=True,
                          env={**os.environ, "RAY_ADDRESS": address}, capture_output=True,
                          timeout=60)
     assert ran.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from igd import registry
+from igd import registry, storage
 from igd.data.synthetic import generate
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,11 @@ STOP_TIMEOUT_S = 5
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """The address of a head's job server, which asks for a token."""
+def head(seaweedfs: str) -> Iterator[str]:
+    """The address of a head's job server, which asks for a token.
+
+    It has the keys of the S3 server, and not its address.
+    """
     folder = tempfile.mkdtemp(prefix="igd-head-", dir="/tmp")  # a socket's path is short
     names = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
              "runtime-env-agent-port", "metrics-export-port", "ray-client-server-port"]
@@ -56,16 +60,17 @@ def head() -> Iterator[str]:
 
 
 def environment(token: str | None) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith("RAY_") and name != "AWS_ENDPOINT_URL"}
     kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     return kept if token is None else {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
-def submit(address: str, file: Path, token: str | None = TOKEN,
+def submit(address: str, *words: object, job: str = "train_all", token: str | None = TOKEN,
            timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "-m",
-         "jobs.train_all", str(file)], cwd=ROOT, env=environment(token), text=True,
+         f"jobs.{job}", *map(str, words)], cwd=ROOT, env=environment(token), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s)
 
 
@@ -83,11 +88,31 @@ def test_the_smoke_run_leaves_a_model(head, tmp_path) -> None:
     assert registry.load_bundle(str(tmp_path / "models"), "weave").preset == "small"
 
 
+@pytest.mark.timeout(400)
+def test_a_night_is_scored_once(head, bucket, tiny_data, tiny_models, tmp_path) -> None:
+    """On S3, whose address is an option that the workers are told too."""
+    for root, place in ((tiny_models, "models"), (tiny_data / "weave" / "test" / "good",
+                                                  "dumps/2026/0102/weave")):
+        for path in (path for path in root.rglob("*") if path.is_file()):
+            storage.write_bytes(f"{bucket}/{place}/{path.relative_to(root)}", path.read_bytes())
+    file = tmp_path / "night.yaml"
+    file.write_text(f"sources: ['{bucket}/dumps/{{date:%Y/%m%d}}']\nmodels: {bucket}/models\n"
+                    f"out: {bucket}/out\ncategory-from: '{{category}}/*'\ncatch-up: 2\n"
+                    f"storage-option: ['endpoint={os.environ['AWS_ENDPOINT_URL']}']\n"
+                    f"json: {tmp_path}/night.json\n")
+    for state in ("published; 6 planned, 6 scored", "already published; 6 planned"):
+        ran = submit(head, file, "2026-01-02", job="score_nightly", timeout_s=180)
+        assert ran.returncode == 0, ran.stdout
+        assert f"-g1: {state}" in ran.stdout
+    (found,) = json.loads((tmp_path / "night.json").read_text())
+    assert (found["date"], found["already_published"]) == ("2026-01-02", True)
+
+
 def test_who_has_no_token_or_another_is_refused(head, tmp_path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("{}")
     for token in (None, "another-" + TOKEN):
-        ran = submit(head, file, token)
+        ran = submit(head, file, token=token)
         assert ran.returncode != 0
         assert "AuthenticationError" in ran.stdout
         assert "submitted" not in ran.stdout

@@ -35,6 +35,17 @@ def test_a_folder_is_locked_while_in_use_and_gone_afterwards(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_workers_elsewhere_are_told_what_is_known_of_the_storage(monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(connection.ray, "init", lambda **settings: told.append(settings))
+    for pairs in ("", "region=r\nrequest_payer=true"):
+        monkeypatch.setenv("IGD_STORAGE_OPTIONS", pairs)
+        connection._connect("elsewhere:6379", "")
+    assert "runtime_env" not in told[0]
+    assert told[1]["runtime_env"] == {
+        "env_vars": {"IGD_STORAGE_OPTIONS": "region=r\nrequest_payer=true"}}
+
+
 def test_an_error_of_ours_is_found_without_rays_traceback() -> None:
     ours = ModelError("the model is damaged")
     wrapped = RayTaskError("f", "a long traceback", ours).as_instanceof_cause()

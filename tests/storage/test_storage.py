@@ -35,17 +35,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
 
 
-@pytest.fixture
-def fresh_s3_clients() -> Iterator[None]:
-    def forget() -> None:
-        s3._bucket.cache_clear()
-        s3._session.cache_clear()
-
-    forget()
-    yield
-    forget()
-
-
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """File permissions bind even where the tests run as root."""
