@@ -79,13 +79,14 @@ def _rules(dice: random.Random) -> dict[str, Rule]:
 def _struck(night: Night, name: str, rule: Rule) -> Found:
     order = night.order("storage")
     with night.case("storage", name, order) as found:
-        struck = found.notes["struck"] = Counter[str]()
+        struck = Counter[str]()
         night.proxy.rule = _counted(rule, struck)
         night.finish(order, found)
         night.proxy.rule = no_fault
         if found.problems:  # it should not have given up; is anything lost by that?
             night.finish(order, found)
-        found.expect(struck.total() > 0, "no request was struck")
+        found.notes["struck"] = dict(struck)
+        found.expect(bool(struck), "no request was struck")
     return found
 
 
