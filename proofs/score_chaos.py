@@ -61,6 +61,7 @@ KINDS: dict[str, Callable[[Night, Options], Iterator[Found]]] = {
 
 def main() -> None:
     asked = _options()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     # told to stop, it stops its servers and its cluster
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     cases: list[Found] = []
@@ -70,9 +71,8 @@ def main() -> None:
             for found in KINDS[kind](night, asked):
                 cases.append(found)
                 print(_line(found), flush=True)
-    document = _document(cases, asked)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(document, indent=1) + "\n")
+                document = _document(cases, asked)  # what is known, should the rest be cut off
+                asked.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["totals"]))
     sys.exit(0 if all(found.ok for found in cases) else 1)
 
