@@ -7,9 +7,11 @@ the old rows or the new ones, never a mix.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +33,9 @@ from igd.records import HEATMAPS, PARTITION_BY, SCORES, SOURCES, UNROUTED
 SCHEMAS = {"scores": SCORES, "heatmaps": HEATMAPS, "sources": SOURCES}
 MARKER = ".igd-ray.json"
 MAX_COMMIT_ATTEMPTS = 30
+UNKNOWN_S = 30.0
+"""How long the outcome of a commit is asked for after its reply was lost."""
+ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 WHOLE_BYTES = 1024 * 1024
 """A file of so many bytes is read whole; of a larger one, only the columns asked for."""
 
@@ -396,28 +401,35 @@ def _open(out: str, table: str, version: int | None = None) -> DeltaTable | None
 
 
 def _open_or_create(out: str, table: str) -> DeltaTable:
+    """A table; errors as of the client."""
     found = _open(out, table)
     if found is not None:
         return found
     location, options = storage.delta_location(storage.join(out, table))
-    try:
+    with contextlib.suppress(CommitFailedError):  # somebody else made it at the same moment
         DeltaTable.create(location, SCHEMAS[table], mode="ignore", storage_options=options,
                           partition_by=partition_columns(table))
-    except CommitFailedError:
-        pass  # somebody else made it at the same moment
-    except (DeltaError, OSError) as error:
-        raise StorageError(f"table {location} cannot be made: {error}") from error
     return DeltaTable(location, storage_options=options)
 
 
 def _until_committed(out: str, table: str, attempt: Callable[[DeltaTable], bool]) -> bool:
-    """Runs an attempt on a fresh snapshot until it commits or decides that nothing is to do."""
+    """Runs an attempt on a fresh snapshot until it commits or decides that nothing is to do.
+
+    An error of the storage may have come after the commit: what became of it is looked up.
+    """
+    unknown_since: float | None = None
     for tries in range(MAX_COMMIT_ATTEMPTS):
         try:
-            return attempt(_open_or_create(out, table))
+            done = attempt(_open_or_create(out, table))
+            return done or unknown_since is not None
         except CommitFailedError:
-            time.sleep(random.uniform(0, min(2.0, 0.05 * 2**tries)))
+            pass
         except (DeltaError, OSError) as error:
-            raise StorageError(f"commit on {storage.join(out, table)} failed: {error}") from error
+            unknown_since = unknown_since or time.monotonic()
+            if time.monotonic() - unknown_since > UNKNOWN_S:
+                said = " ".join(ANSI_COLOUR.sub("", str(error)).split())
+                raise StorageError(
+                    f"commit on {storage.join(out, table)} failed: {said}") from error
+        time.sleep(random.uniform(0, min(2.0, 0.05 * 2**tries)))
     raise StorageError(f"commit on {storage.join(out, table)} was refused {MAX_COMMIT_ATTEMPTS} "
                        "times; another writer does not stop")

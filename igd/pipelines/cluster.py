@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook
 from ray.data import DataContext
 from ray.exceptions import RayError
 
@@ -31,21 +33,24 @@ TEMPORARY = "/tmp"
 PREFIX = "igd-ray-tmp-"
 LOCK = "driver.lock"
 REST_AGE_S = 60
+HEAD_TIMEOUT_S = 10.0
 EXTRA_CPUS = 2
 """Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
 
 
-SIDE_TASK_CPUS = 0.25
-"""Of a task that reads or writes a shard: it waits for storage for most of its time."""
+SCORER_CPUS, SIDE_TASK_CPUS = 0.9, 0.02
+"""What Ray is asked for a scorer, and for a task that reads or writes a shard: were scorers to take
+whole CPUs, pools that fill a cluster (of two runs, say) would starve the tasks that feed them, for
+ever and without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """How many scorer actors there are, and what each takes."""
+    """How many scorer actors there are, and how many tasks read shards for them at once."""
 
     scorers: int
-    cpus_each: float
-    gpus_each: float = 0.0
+    gpus_each: float
+    readers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +87,20 @@ class Resources:
                 for node, whole in zip(nodes, memories, strict=True)]
 
     def pool(self, shards: int, gpus_each: float = 0.0) -> Pool:
-        """Scorer actors for so many shards.
-
-        Some CPUs stay free, for a pool that takes them all starves the tasks that feed it, for
-        ever and without a word: three quarters of the CPUs score, and of a single one, half.
+        """Scorer actors for so many shards: on three quarters of the CPUs, for others decode.
 
         Raises:
             ConfigError: no node has the GPUs that a scorer is to take.
         """
-        if self.cpus == 1:
-            most, cpus_each = 1, 1 - 2 * SIDE_TASK_CPUS
-        else:
-            most, cpus_each = max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus))), 1.0
+        most = max(1, min(self.cpus - EXTRA_CPUS, round(0.75 * self.cpus)))
         if gpus_each:
-            places = self.places(cpus_each, gpus_each)
+            places = self.places(SCORER_CPUS, gpus_each)
             if not places:
                 raise ConfigError(f"--gpus-per-scorer {gpus_each:g}: the cluster has {self.gpus} "
                                   "GPUs, and no node has as many; leave it out to score on CPUs")
             most = min(most, places)
-        return Pool(scorers=min(most, shards), cpus_each=cpus_each, gpus_each=gpus_each)
+        scorers = min(most, shards)
+        return Pool(scorers=scorers, gpus_each=gpus_each, readers=max(2, self.cpus - scorers))
 
 
 @contextlib.contextmanager
@@ -123,6 +123,17 @@ def connected(address: str | None = None) -> Iterator[Resources]:
             yield _resources()
         finally:
             ray.shutdown()
+
+
+def head_is_there() -> bool:
+    """Whether the head of the cluster takes connections; without it nothing ends, well or not."""
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), HEAD_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def quiet_data() -> None:
@@ -185,6 +196,8 @@ def _resources() -> Resources:
 
 
 def _connect(address: str, temp_dir: str) -> None:
+    # A thread of Ray Data may outlive the shutdown; it would join some other cluster, or start one.
+    auto_init_hook.enable_auto_connect = False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's C++ core complains of Ray Data's own actors in every run.

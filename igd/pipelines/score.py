@@ -14,17 +14,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from igd import tables
 from igd.errors import StorageError
 from igd.pipelines.cluster import (
+    SCORER_CPUS,
     SIDE_TASK_CPUS,
     Pool,
     Resources,
     connected,
+    head_is_there,
     own_error,
     quiet_data,
 )
@@ -201,8 +203,9 @@ def _score_shards(run: Run, plan: dict[str, Any], todo: Sequence[int],
         pool = connect().pool(len(todo), work.gpus_per_scorer)
         meter.begin(pool.scorers)
         laps = _stream(run.at(), plan, todo, pool)
-        for number, lap in enumerate(
-                unless_stalled(laps, work.stall_timeout_s, "shard was finished")):
+        arriving = unless_stalled(laps, work.stall_timeout_s, "shard was finished",
+                                  is_there=head_is_there)
+        for number, lap in enumerate(arriving):
             if number == 0:
                 work.clock.lap("start")
             meter.add(lap)
@@ -221,19 +224,20 @@ def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
     quiet_data()
     dataset = ray.data.read_datasource(
         ShardSource(run_at, [(shard, part_of(plan, shard)) for shard in todo]),
-        override_num_blocks=len(todo), num_cpus=SIDE_TASK_CPUS)
+        override_num_blocks=len(todo), num_cpus=SIDE_TASK_CPUS,
+        compute=TaskPoolStrategy(size=pool.readers))
     with warnings.catch_warnings():
         # Ray is about to rename this way of saying it, and without it tries for ever
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated",
                                 DeprecationWarning)
         scored = dataset.map_batches(
             ScoreActor, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-            compute=ActorPoolStrategy(size=pool.scorers), num_cpus=pool.cpus_each,
+            compute=ActorPoolStrategy(size=pool.scorers), num_cpus=SCORER_CPUS,
             num_gpus=pool.gpus_each or None, fn_constructor_args=(plan,),
             max_task_retries=SCORER_DEATHS)
     written = scored.map_batches(
         WriteTask(run_at, plan), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-        num_cpus=SIDE_TASK_CPUS)
+        compute=TaskPoolStrategy(size=pool.scorers + 1), num_cpus=SIDE_TASK_CPUS)
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
                                       prefetch_batches=0):
         for row in batch.to_pylist():

@@ -27,6 +27,8 @@ __all__ = ["Entry", "RangedFile", "abort_uploads", "canonical", "delete", "delta
            "write_bytes"]
 
 CREATE_ATTEMPTS = 4
+READ_ATTEMPTS = 4
+"""Of a range whose body ends before its time, though the reply says that all is well."""
 
 
 def is_local(uri: str) -> bool:
@@ -107,10 +109,12 @@ def read_range(uri: str, offset: int, length: int, *, version: str | None = None
     """Exactly `length` bytes at `offset`; errors as `read_bytes`, also for a short read."""
     if length == 0:
         return b""
-    data: bytes = _backend(uri).read(uri, (offset, offset + length), version)
-    if len(data) != length:
-        raise StorageError(f"{uri}: got {len(data)} bytes at offset {offset}, expected {length}")
-    return data
+    for _ in range(READ_ATTEMPTS):
+        data: bytes = _backend(uri).read(uri, (offset, offset + length), version)
+        if len(data) == length:
+            return data
+    raise StorageError(f"{uri}: got {len(data)} bytes at offset {offset}, expected {length}, "
+                       f"{READ_ATTEMPTS} times")
 
 
 class RangedFile(io.RawIOBase):

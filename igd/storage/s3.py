@@ -10,7 +10,9 @@ import contextlib
 import functools
 import os
 import posixpath
+import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -50,6 +52,9 @@ MAX_BACKOFF_S = 5
 BOTOCORE_ATTEMPTS = 5
 CREDENTIAL_LIFE = timedelta(minutes=10)
 ANONYMOUS = Credentials(access_key="", secret_key="")
+
+PASSING_STATUS = ("08", "09", "25", "29")
+"""Of 4xx: timeout, conflict with another request at this moment, too early, too many."""
 
 T = TypeVar("T")
 
@@ -117,14 +122,23 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
+    """The client repeats no such request when its reply is lost; here it is repeated.
+
+    Should the first one have been carried out, the next finds the object there.
+    """
     store, key = _store(uri)
-    try:
-        obstore.put(store, key, data, mode="create", use_multipart=False)
-    except obstore_errors.AlreadyExistsError:
-        return False
-    except Exception as error:  # the client's errors become ours
-        _raise(error, uri)
-    return True
+    began = time.monotonic()
+    while True:
+        try:
+            obstore.put(store, key, data, mode="create", use_multipart=False)
+        except obstore_errors.AlreadyExistsError:
+            return False
+        except Exception as error:  # the client's errors become ours
+            if not _is_passing(error) or time.monotonic() - began > RETRY_TIMEOUT_S:
+                _raise(error, uri)
+        else:
+            return True
+        time.sleep(random.uniform(0.05, 1.0))
 
 
 def delete(uri: str) -> None:
@@ -310,6 +324,16 @@ def _call(uri: str, action: Callable[[], T]) -> T:
         return action()
     except Exception as error:  # the client's errors become ours
         _raise(error, uri)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether another try may end otherwise: no answer, or one of the server's trouble."""
+    refused = (obstore_errors.NotFoundError, obstore_errors.PermissionDeniedError,
+               obstore_errors.UnauthenticatedError, obstore_errors.PreconditionError,
+               FileNotFoundError, PermissionError)
+    status = re.search(r"status code: 4(\d\d)\b", str(error))
+    return isinstance(error, (obstore_errors.BaseError, OSError)) and not isinstance(
+        error, refused) and (status is None or status[1] in PASSING_STATUS)
 
 
 def _raise(error: Exception, uri: str) -> NoReturn:

@@ -59,7 +59,8 @@ def test_an_error_of_ours_is_found_without_rays_traceback() -> None:
 def test_the_pool_leaves_room_for_the_tasks_that_feed_it(cpus, scorers) -> None:
     pool = connection.Resources(cpus=cpus, gpus=0).pool(1000)
     assert pool.scorers == scorers
-    assert pool.scorers * pool.cpus_each + 2 * connection.SIDE_TASK_CPUS <= cpus
+    # and if others fill the rest of the CPUs with scorers
+    assert cpus * connection.SCORER_CPUS + 2 * connection.SIDE_TASK_CPUS <= cpus
     assert connection.Resources(cpus=cpus, gpus=0).pool(1).scorers == 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from igd.errors import ModelError, StorageError
+from igd.pipelines import stall
 from igd.pipelines.stall import unless_stalled
 
 
@@ -24,7 +25,8 @@ def test_items_come_through_in_order_and_so_does_their_error() -> None:
     assert list(unless_stalled(iter("ab"), 60, "letter")) == ["a", "b"]
 
 
-def test_what_hangs_is_given_up(monkeypatch) -> None:
+def test_what_hangs_is_given_up_and_so_is_what_is_gone(monkeypatch) -> None:
+    monkeypatch.setattr(stall, "START_S", 0.0)
     forever = threading.Event()
 
     def items() -> Iterator[int]:
@@ -36,4 +38,9 @@ def test_what_hangs_is_given_up(monkeypatch) -> None:
     assert next(waiting) == 1
     with pytest.raises(StorageError, match=r"no shard finished for 0 s.*run the command again"):
         next(waiting)
+    monkeypatch.setattr(stall, "ASK_EVERY_S", 0.01)
+    gone = unless_stalled(items(), 60, "shard finished", is_there=lambda: False)
+    assert next(gone) == 1
+    with pytest.raises(StorageError, match="head of the Ray cluster is gone"):
+        next(gone)
     forever.set()
