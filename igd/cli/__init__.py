@@ -36,6 +36,8 @@ def main() -> NoReturn:
         say(f"igd-ray: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one would take the code away
+            signal.signal(number, signal.SIG_IGN)
         say("igd-ray: interrupted; run the same command again to go on")
         code = 143 if terminated else 130
     except typer.TyperException as error:
