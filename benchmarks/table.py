@@ -39,7 +39,8 @@ def table() -> str:
     confirmation = [f"accuracy-reduced-{preset}" for preset in ("fast", "small")]
     sections = [(accuracy, fast + small), (reduced, confirmation), (ladder, fast),
                 (one_class, ["fashion-mnist"]), (nets, ["nets"]),
-                (spine, ["spine-fast", "spine-small", "spine-tiles"]), (queue, ["train-all"])]
+                (spine, ["spine-fast", "spine-small", "spine-tiles"]), (queue, ["train-all"]),
+                (batch, ["batch"]), (archives, ["archives"]), (growth, ["growth"])]
     return "\n".join(section() for section, names in sections if all(map(exists, names)))
 
 
@@ -286,6 +287,61 @@ def many(run: dict[str, Any]) -> str:
             f"{run['one_at_a_time_s']:.0f} s against {run['in_process_s']:.0f} in one process, "
             f"{each:.2f} s more each; by quarters {quarters[0]} s, the driver's memory "
             f"{quarters[1]} MB.")
+
+
+def batch() -> str:
+    """What the batch pipeline costs beside its work."""
+    document = load("batch")
+    lines = [f"**The batch pipeline** beside {document['scorers']} bare processes that read, "
+             "decode, score, encode and write the same shards without Ray; images/s once all are "
+             "warm, medians over interleaved runs:", "",
+             "| | on Ray | bare | ratio |", "|---|---|---|---|"]
+    for name, null in (("scoring", False), ("null scorer", True)):
+        rates = {on: [run["steady_images_per_s"] for run in document["runs"]
+                      if (run["null"], run["on"]) == (null, on)] for on in ("ray", "bare")}
+        found = document["ratio"][name]
+        lines.append(row(name, [
+            *(f"{statistics.median(rates[on]):.1f} ({min(rates[on]):.1f}-{max(rates[on]):.1f})"
+              for on in ("ray", "bare")),
+            f"{found['median']:.2f} ({found['min']:.2f}-{found['max']:.2f})"]))
+    start = [run["stage_seconds"]["start"] for run in document["runs"] if run["on"] == "ray"]
+    profile = document["profile"]
+    shares = ", ".join(f"{name} {profile[name]:.0%}" for name in ("decode", "resize",
+                                                                  "write_shard"))
+    return "\n".join([*lines, "", (
+        f"{document['images']} photographs in a tar, preset `fast`, all heatmaps; the pool started "
+        f"in {min(start):.0f}-{max(start):.0f} s. One process with the null scorer under a "
+        f"profiler, {profile['images_per_s']:.0f} images/s: {shares}. `python benchmarks/batch.py "
+        f"DATA`, {where(document)}."), ""])
+
+
+def archives() -> str:
+    """Memory and workers on one huge archive."""
+    document = load("archives")
+    lines = ["**One huge archive** on an S3 server of the same machine, null scorer:", "",
+             "| | members | GiB | seconds | images/s, steady | driver, MB | a worker, MB | "
+             "workers busy at once |", "|---" * 8 + "|"]
+    for kind, found in document["archives"].items():
+        busy = found["busy_workers"]
+        lines.append(row(kind, [
+            f"{found['members']:,}", f"{found['bytes'] / 2**30:.2f}", f"{found['seconds']:.0f}",
+            f"{found['steady_images_per_s']:.0f}", str(found["peak_mb"]["driver"]),
+            str(found["peak_mb"]["worker"]), f"{busy['mean']} ({busy['most']} at most)"]))
+    return "\n".join([*lines, "", "Peaks of the proportional set size; of workers, of the largest. "
+                      f"`python benchmarks/archives.py DATA`, {where(document)}.", ""])
+
+
+def growth() -> str:
+    """What an image costs as dumps grow."""
+    document = load("growth")
+    scored = "; ".join(f"{run['members']:,} images {run['ms_per_image']:.2f} ms, "
+                       f"{run['driver_peak_mb']} MB" for run in document["scored"])
+    planned = "; ".join(f"{run['members']:,} members {run['us_per_member']:.0f} \u00b5s, "
+                        f"{run['peak_mb']} MB" for run in document["planned"])
+    return "\n".join([
+        "**As dumps grow**, time per image after the start of Ray and peak memory of the driver, "
+        f"null scorer: {scored}. Planning alone, made-up listing: {planned}. `python "
+        f"benchmarks/growth.py`, {where(document)}.", ""])
 
 
 def terms(small: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def label(key: str, written: Collection[str]) -> str:
     Args:
         written: labels of what this attempt wrote before.
     """
-    text = key.split("/", 2)[2]
+    text = key.split("/", 2)[-1]  # deletions are requests to the bucket
     for pattern, instead in DRAWN:
         text = pattern.sub(instead, text)
     return f"{text}#{sum(known.startswith(f'{text}#') for known in written) + 1}"

@@ -20,6 +20,8 @@ def test_no_kill_cost_a_category_a_version_or_a_bit(name: str, rounds: int) -> N
 
 
 def test_no_fault_cost_scoring_an_image_or_a_bit() -> None:
+    if not (RESULTS / "score_chaos.json").exists():
+        pytest.skip("no results of proofs/score_chaos.py at full length yet: make proof")
     document = json.loads((RESULTS / "score_chaos.json").read_text())
     cases = [case for case in document["cases"] if case["skipped"] is None]
     assert {case["kind"] for case in cases} == {
