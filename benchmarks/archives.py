@@ -139,7 +139,7 @@ class Watch(threading.Thread):
             time.sleep(EVERY_S)
             busy = 0
             for pid in family(self.driver):
-                name = self._name(pid)
+                name = self._role(pid)
                 self._peak[name] = max(self._peak.get(name, 0), proportional_kb(pid))
                 busy += name == "worker" and self._works(pid)
             self._busy.append(busy)
@@ -156,7 +156,7 @@ class Watch(threading.Thread):
         except psutil.Error:
             return True
 
-    def _name(self, pid: int) -> str:
+    def _role(self, pid: int) -> str:
         try:
             command = " ".join(psutil.Process(pid).cmdline())
         except psutil.Error:
