@@ -52,7 +52,7 @@ def main() -> None:
         train_category(CategoryTask(
             data=f"{work}/data", category="weave", models=f"{work}/models",
             config=preset_config("fast", ["image.size=64", "calibration.folds=3"])))
-        for kind, work_of in (("planned", planned), ("scored", scored)):
+        for kind, work_of in (("scored", scored), ("planned", planned)):
             for count in map(int, filter(None, getattr(options, kind).split(","))):
                 document[kind].append(in_process_of_its_own(work_of, Path(work), count))
                 print(kind, document[kind][-1], flush=True)
