@@ -225,7 +225,7 @@ def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
     dataset = ray.data.read_datasource(
         ShardSource(run_at, [(shard, part_of(plan, shard)) for shard in todo]),
         override_num_blocks=len(todo), num_cpus=SIDE_TASK_CPUS,
-        compute=TaskPoolStrategy(size=pool.readers))
+        compute=TaskPoolStrategy(size=min(pool.readers, len(todo))))
     with warnings.catch_warnings():
         # Ray is about to rename this way of saying it, and without it tries for ever
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated",
@@ -237,7 +237,7 @@ def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
             max_task_retries=SCORER_DEATHS)
     written = scored.map_batches(
         WriteTask(run_at, plan), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-        compute=TaskPoolStrategy(size=pool.scorers + 1), num_cpus=SIDE_TASK_CPUS)
+        compute=TaskPoolStrategy(size=pool.scorers), num_cpus=SIDE_TASK_CPUS)
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow",
                                       prefetch_batches=0):
         for row in batch.to_pylist():
