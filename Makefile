@@ -34,7 +34,7 @@ proof: $(READY)
 	$(BIN)/python proofs/train_chaos.py --rounds 5
 	$(BIN)/python proofs/train_chaos.py --rounds 2 --trainer always --seed 1 \
 	  --out proofs/results/train_chaos_trainers.json
-	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py
+	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --images 60 --steps 30
 
 check: $(READY)
 	$(BIN)/ruff check .
