@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from igd import storage
 from igd.records import SourceStatus
 
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
@@ -73,29 +72,6 @@ class ArchiveEnd:
     status: SourceStatus = SourceStatus.COMPLETE
     detail: str | None = None
     sidecars: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class Window:
-    """Reads of an object of known size, each served from the window around it."""
-
-    uri: str
-    size: int
-    version: str
-    _start: int = 0
-    _data: bytes = field(default=b"", repr=False)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes; fewer only where the object ends, none past its end."""
-        length = min(length, self.size - offset)
-        if length <= 0:
-            return b""
-        if not self._start <= offset <= offset + length <= self._start + len(self._data):
-            want = min(max(length, WINDOW_BYTES), self.size - offset)
-            self._data = storage.read_range(self.uri, offset, want, version=self.version)
-            self._start = offset
-        at = offset - self._start
-        return self._data[at:at + length]
 
 
 def statable(number: int) -> int:

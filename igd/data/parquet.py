@@ -8,7 +8,6 @@ from the reader, which sees Parquet's own types only.
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -333,38 +332,14 @@ def _row_counts(file: pq.ParquetFile, entry: Entry) -> list[int]:
     return counts
 
 
-class _File(io.RawIOBase):
-    """A seekable file over exact range reads of one object; its end is kept in memory."""
+class _File(storage.RangedFile):
+    """One object whose end is kept in memory, and whose pages are bounded."""
 
     def __init__(self, entry: Entry, tail: bytes, footer: int) -> None:
         at = len(tail) - 8 - footer
-        self._entry = entry
-        self._tail = tail[:at] + tail[at:].replace(b"ARROW:schema", b"ARROW-hidden")
-        self._tail_at = entry.size - len(tail)
-        self._at = 0
+        super().__init__(entry, tail[:at] + tail[at:].replace(b"ARROW:schema", b"ARROW-hidden"))
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._entry.size - self._at)
-        size = left if size < 0 else min(size, left)
+    def check(self, size: int) -> None:
         if size > MAX_PAGE_BYTES:
             raise ImageError(Reason.TOO_LARGE, f"in a page of {size} bytes, at most "
                              f"{MAX_PAGE_BYTES}; write smaller pages (write_batch_size)")
-        start, stop = self._at, self._at + size
-        self._at = stop
-        before = max(0, min(stop, self._tail_at) - start)
-        head = storage.read_range(self._entry.uri, start, before, version=self._entry.version)
-        return head + self._tail[max(0, start - self._tail_at):max(0, stop - self._tail_at)]

@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 
+from igd import storage
 from igd.data.members import (
     DEFLATED,
     MAX_MEMBER_BYTES,
     STORED,
+    WINDOW_BYTES,
     ArchiveEnd,
     Member,
-    Window,
     statable,
 )
 from igd.errors import ImageError
@@ -37,37 +38,15 @@ MAX_RATIO = 1100
 """Deflate cannot pack tighter than 1032:1; a larger claim is a lie."""
 
 
-class RangeFile(io.RawIOBase):
-    """A seekable file over range reads of one object."""
+class _Directory(storage.RangedFile):
+    """One object, of which no more is read in all than the largest directory that is listed."""
 
-    def __init__(self, entry: Entry) -> None:
-        self._window = Window(uri=entry.uri, size=entry.size, version=entry.version)
-        self._at = self._taken = 0
+    _taken = 0
 
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._window.size}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._window.read(self._at, len(buffer))
-        self._taken += len(data)
+    def check(self, size: int) -> None:
+        self._taken += size
         if self._taken > MAX_DIRECTORY_BYTES:
             raise ValueError(f"its directory exceeds {MAX_DIRECTORY_BYTES} bytes")
-        buffer[:len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def looks_like_zip(first_block: bytes) -> bool:
@@ -78,7 +57,7 @@ def looks_like_zip(first_block: bytes) -> bool:
 def walk_zip(entry: Entry, end: ArchiveEnd) -> Iterator[Member]:
     """Every member that is not a directory, in central-directory order."""
     try:
-        with zipfile.ZipFile(io.BufferedReader(RangeFile(entry), 1 << 16)) as archive:
+        with zipfile.ZipFile(io.BufferedReader(_Directory(entry), WINDOW_BYTES)) as archive:
             infos, directory = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error,
             OverflowError) as error:

@@ -118,10 +118,15 @@ def read_range(uri: str, offset: int, length: int, *, version: str | None = None
 
 
 class RangedFile(io.RawIOBase):
-    """One version of an object as a seekable file over `read_range`, for readers of parts."""
+    """One version of an object as a seekable file over `read_range`, for readers of parts.
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    Args:
+        tail: what is read in place of its last bytes, without a request.
+    """
+
+    def __init__(self, entry: Entry, tail: bytes = b"") -> None:
+        self._entry, self._tail = entry, tail
+        self._tail_at = entry.size - len(tail)
         self._at = 0
 
     def readable(self) -> bool:
@@ -135,15 +140,28 @@ class RangedFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
+        if base + offset < 0:
+            raise OSError("a seek before its start")  # what zipfile tries and expects
         self._at = base + offset
         return self._at
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._entry.size - self._at)
         size = left if size < 0 else min(size, left)
-        data = read_range(self._entry.uri, self._at, size, version=self._entry.version)
-        self._at += size
-        return data
+        self.check(size)
+        start, stop = self._at, self._at + size
+        before = max(0, min(stop, self._tail_at) - start)
+        data = read_range(self._entry.uri, start, before, version=self._entry.version)
+        self._at = stop
+        return data + self._tail[max(0, start - self._tail_at):max(0, stop - self._tail_at)]
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+    def check(self, size: int) -> None:
+        """Raises where so many bytes are more than may be read at once; here none are."""
 
 
 def write_bytes(uri: str, data: bytes) -> None:

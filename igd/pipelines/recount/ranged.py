@@ -27,45 +27,12 @@ def window(archive: storage.Entry) -> io.BufferedReader:
     return io.BufferedReader(Ranged(archive), WINDOW_BYTES)
 
 
-class Ranged(io.RawIOBase):
-    """A seekable file over range reads of one version of an object.
+class Ranged(storage.RangedFile):
+    """One object, of which no more is read at once than any index takes."""
 
-    Args:
-        tail: what is read in place of its last bytes.
-    """
-
-    def __init__(self, archive: storage.Entry, tail: bytes = b"") -> None:
-        self._archive, self._tail = archive, tail
-        self._tail_at = archive.size - len(tail)
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._archive.size}[whence]
-        if base + offset < 0:
-            raise OSError("a seek before its start")  # what zipfile tries and expects
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        stop = min(self._at + len(buffer), self._archive.size)
-        if stop - self._at > MAX_READ_BYTES:
-            raise UncountableError(f"{stop - self._at} bytes to be read at once")
-        before = max(0, min(stop, self._tail_at) - self._at)
-        data = storage.read_range(self._archive.uri, self._at, before,
-                                  version=self._archive.version)
-        data += self._tail[max(0, self._at - self._tail_at):max(0, stop - self._tail_at)]
-        buffer[:len(data)] = data
-        self._at += len(data)
-        return len(data)
+    def check(self, size: int) -> None:
+        if size > MAX_READ_BYTES:
+            raise UncountableError(f"{size} bytes to be read at once")
 
 
 class Forward:
