@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable
 
 BLOCK = 512
 
@@ -16,6 +17,24 @@ def tar(*members: tuple[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
+
+def tar_of_kinds(members: Iterable[tuple[str, bytes, bytes]], format: int
+                 ) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:
+    """A tar of names, contents and types, and those of them that its format can hold."""
+    out, written = io.BytesIO(), []
+    with tarfile.open(fileobj=out, mode="w", format=format, encoding="utf-8",
+                      errors="surrogateescape") as archive:
+        for name, data, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "good.png" if kind in (b"1", b"2") else ""
+            info.size = len(data) if info.isreg() else 0
+            try:
+                archive.addfile(info, io.BytesIO(data))
+            except ValueError:  # a name that ustar cannot hold
+                continue
+            written.append((name, data, kind))
+    return out.getvalue(), written
 
 
 def header(name: bytes = b"a.png", *, size: bytes = b"00000000005\0", kind: bytes = b"0",

@@ -422,3 +422,36 @@ def test_without_a_table_there_is_nothing_to_read(out: str) -> None:
     assert tables.live_files(out, "scores", DAY) == [] and seen(out) == []
     assert runs(out, ["x"]) == set()
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_commit_whose_reply_was_lost_is_looked_up_and_made_once(
+        place: str, carried_out: bool, out: str, request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    out = out if place == "local" else storage.join(request.getfixturevalue("bucket"), "out")
+    publish(out, "a", {"x": ["1"]})
+    commit = DeltaTable.create_write_transaction
+    lost: list[str] = []
+
+    def loses_its_first_reply(self: DeltaTable, *how: Any, **more: Any) -> None:
+        if carried_out or lost:
+            commit(self, *how, **more)
+        if not lost:
+            lost.append("reply")
+            raise OSError("connection closed before a reply came")
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", loses_its_first_reply)
+    assert publish(out, "b", {"x": ["2"]})
+    assert lost and seen(out) == [("x", "2")]
+    delta = tables._open(out, "scores")
+    assert delta is not None and delta.version() == 2
+
+
+def test_a_commit_that_fails_for_good_is_given_up(
+        out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("\x1b[31mno route\nto host\x1b[0m")
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", fails)
+    monkeypatch.setattr(tables, "UNKNOWN_S", 0.2)
+    with pytest.raises(StorageError, match=r"scores failed: no route to host$"):
+        publish(out, "a", {"x": ["1"]})

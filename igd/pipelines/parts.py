@@ -47,10 +47,11 @@ def make_plan(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category:
     Raises:
         IgdError: as `plan_parts`, which see.
     """
-    parts = list(plan_parts(run, shard_members=shard_members, unknown_category=unknown_category,
-                            progress=progress))
+    for _ in plan_parts(run, shard_members=shard_members, unknown_category=unknown_category,
+                        progress=progress):
+        pass
     plan = run.read_json("plan.json")
-    assert plan is not None, parts
+    assert plan is not None
     return plan
 
 

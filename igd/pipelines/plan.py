@@ -75,7 +75,11 @@ def load_part(run_at: str, number: int) -> dict[str, Any]:
 
 
 def part_of(plan: dict[str, Any], shard: int) -> int:
-    """The number of the part that holds a shard."""
+    """Which of the parts of a plan holds a shard.
+
+    Args:
+        plan: the whole one, or what is known of it so far.
+    """
     return bisect_right(plan["parts"], shard, key=lambda part: part["first_shard"]) - 1
 
 
@@ -83,10 +87,9 @@ def shard_rows(run_at: str, plan: dict[str, Any], shard: int) -> pa.Table:
     """The planned rows of one shard.
 
     Args:
-        plan: the whole plan, what is known of it so far, or the part that holds the shard.
+        plan: the whole one, what is known of it so far, or the part that holds the shard.
     """
-    parts = plan.get("parts", [plan])
-    part = parts[bisect_right(parts, shard, key=lambda part: part["first_shard"]) - 1]
+    part = plan["parts"][part_of(plan, shard)] if "parts" in plan else plan
     return part_file(run_at, part["file"]).read_row_group(shard - part["first_shard"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -62,13 +62,12 @@ class Planning(AbstractContextManager["Planning"]):
 
     def _work(self) -> None:
         try:
-            with closing(self._source) as parts:  # type: ignore[type-var]
-                for part in parts:
-                    if self._left:
-                        return
-                    with self._news:
-                        self._parts.append(part)
-                        self._news.notify()
+            for part in self._source:
+                if self._left:
+                    return
+                with self._news:
+                    self._parts.append(part)
+                    self._news.notify()
         except BaseException as error:  # the border: it is raised where the plan is waited for
             self._error = error
         with self._news:

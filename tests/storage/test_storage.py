@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -520,3 +521,56 @@ def test_credentials_and_endpoint_come_from_a_profile_too(
     s3._session.cache_clear()
     with pytest.raises(StorageError, match="none"):
         storage.delta_location(bucket)
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_an_exclusive_write_whose_reply_was_lost_is_ours_if_it_was_carried_out(
+        bucket: str, carried_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, uri = s3.obstore.put, storage.join(bucket, "record.json")
+    tries = 0
+
+    def loses_its_first_reply(*how: Any, **more: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        found = put(*how, **more) if carried_out or tries > 1 else None
+        if tries == 1:
+            raise s3.obstore_errors.GenericError("connection closed before a reply came")
+        return found
+    monkeypatch.setattr(s3.obstore, "put", loses_its_first_reply)
+    assert storage.put_if_absent(uri, b"mine") and tries == 2
+    assert not storage.put_if_absent(uri, b"another's")
+    assert storage.read_bytes(uri) == b"mine"
+
+
+@pytest.mark.parametrize(("status", "tries"), [
+    ("400 Bad Request", 1), ("403 Forbidden", 1), ("409 Conflict", 3), ("429 Too Many", 3),
+    ("503 Slow Down", 3)])
+def test_an_exclusive_write_is_repeated_where_another_try_may_end_otherwise(
+        bucket: str, status: str, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, asked = s3.obstore.put, 0
+
+    def fails_twice(*how: Any, **more: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise s3.obstore_errors.GenericError(f"Server returned status code: {status}")
+        return put(*how, **more)
+    monkeypatch.setattr(s3.obstore, "put", fails_twice)
+    if tries == 1:
+        with pytest.raises(StorageError):
+            storage.put_if_absent(storage.join(bucket, "a"), b"1")
+    else:
+        assert storage.put_if_absent(storage.join(bucket, "a"), b"1")
+    assert asked == tries
+
+
+def test_a_range_that_comes_short_is_asked_for_again_and_then_given_up(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "a")
+    storage.write_bytes(uri, b"0123456789")
+    read, cut = local.read, [1, 2, 3]
+    monkeypatch.setattr(local, "read", lambda *where: read(*where)[:cut.pop(0) if cut else None])
+    assert storage.read_range(uri, 2, 6) == b"234567"
+    cut += [1, 2, 3, 4]
+    with pytest.raises(StorageError, match="got 4 bytes at offset 2, expected 6"):
+        storage.read_range(uri, 2, 6)

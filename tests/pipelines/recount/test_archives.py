@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow.parquet import encryption
+from tars import tar, tar_of_kinds
 
 from igd import storage
 from igd.data.sources import scan
@@ -43,16 +44,6 @@ def both(data: bytes, name: str) -> tuple[list[tuple[int, bytes]], list[tuple[in
         path.write_bytes(data)
         planned = [(m.ordinal, m.raw_name) for _, m in scan(str(path), lambda record: None)]
         return planned, [(n.ordinal, n.name) for n in named(path)]
-
-
-def tar(*members: tuple[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
 
 
 def header(name: bytes, *, size: int = 0, kind: bytes = b"0", **fields: bytes) -> bytes:
@@ -98,18 +89,8 @@ KIND = st.sampled_from([tarfile.REGTYPE] * 6 + [
 @example(members=[("same", b"1", b"0"), ("same", b"2", b"0"), ("é/", b"", b"0"),
                   ("é" * 70 + "/", b"", b"\0"), ("a" * 120 + "/", b"", b"\0")])
 def test_tars(format: int, members: list[tuple[str, bytes, bytes]]) -> None:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format, encoding="utf-8",
-                      errors="surrogateescape") as archive:
-        for name, data, kind in members:
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "good.png" if kind in (b"1", b"2") else ""
-            info.size = len(data) if info.isreg() else 0
-            try:
-                archive.addfile(info, io.BytesIO(data))
-            except ValueError:  # a name that ustar cannot hold
-                continue
-    planned, counted = both(out.getvalue(), "dump.tar")
+    data, _ = tar_of_kinds(members, format)
+    planned, counted = both(data, "dump.tar")
     assert counted == planned
 
 
