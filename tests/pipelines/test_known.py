@@ -15,11 +15,12 @@ from deltalake import DeltaTable
 from igd import registry, storage, tables
 from igd.config import preset_config
 from igd.errors import LostRaceError
+from igd.pipelines import parts
 from igd.pipelines import score as scoring
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.gc import collect
 from igd.pipelines.known import PASSING, known_ids
-from igd.pipelines.parts import make_plan
+from igd.pipelines.parts import make_plan, plan_parts
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run
 from igd.pipelines.shards import read_records
@@ -213,6 +214,20 @@ def test_two_nights_at_once_publish_every_image_once(nightly, folder) -> None:
     for night in range(3):
         assert scoring.score(nightly(source, night=night))["planned"] in (0, 4, 5)
     assert len(rows_of(wanted)) == 6
+
+
+def test_a_plan_knows_what_was_published_when_its_first_part_was_frozen(nightly, folder,
+                                                                        monkeypatch) -> None:
+    monkeypatch.setattr(parts, "PART_MEMBERS", 2)
+    source = folder("d", weave=6)
+    late, early = nightly(source, night=1), nightly(source)
+    run = Run(request=late, generation=1)
+    next(plan_parts(run))
+    scoring.score(early)
+    plan = make_plan(run)  # of the rest nothing is new by now
+    assert (plan["members"], plan["known_version"]) == (2, 0)
+    assert scoring.score(late)["published_meanwhile"] == 2
+    assert counts(late) == {(NIGHTS[0].day, "weave"): 6}
 
 
 def test_what_a_backfill_took_away_is_found_to_be_new(asked, nightly, folder) -> None:

@@ -12,6 +12,7 @@ from igd.data.selection import selection
 from igd.errors import ConfigError, StorageError
 from igd.pipelines import parts as planning
 from igd.pipelines import score as scoring
+from igd.pipelines.listing import Models
 from igd.pipelines.parts import frozen_parts, make_plan, plan_parts, plan_so_far
 from igd.pipelines.plan import shard_rows
 from igd.pipelines.planning import Planning
@@ -82,6 +83,30 @@ def test_two_who_plan_one_run_at_once_plan_every_image_once(asked, dump, content
     plan = run.read_json("plan.json")
     assert plan is not None
     assert len(set(ids(run, plan))) == len(ids(run, plan)) == len(contents)
+    assert len(frozen_parts(run.at())) == len(plan["parts"])  # and none beside
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_who_is_overtaken_goes_on_with_the_images_and_models_of_the_first(asked, folder,
+                                                                          monkeypatch) -> None:
+    run = Run(request=asked(folder("d", washer=4, weave=6)), generation=1)
+    load, freeze = Models._load, Run.create_json
+    planner = ["overtaken"]
+    monkeypatch.setattr(Models, "_load", lambda self, category: {
+        **load(self, category), "version": planner[0]})
+
+    def overtaken(self: Run, name: str, document: dict) -> bool:
+        if planner[0] == "overtaken" and name == "plan/000000.json":
+            planner[0] = "first"
+            take(plan_parts(run, shard_members=2), 1)
+            planner[0] = "late"
+        return freeze(self, name, document)
+    monkeypatch.setattr(Run, "create_json", overtaken)
+    plan = make_plan(run)
+    assert {name: bundle["version"] for name, bundle in plan["bundles"].items()} == {
+        "washer": "first", "weave": "first"}
+    assert len(set(ids(run, plan))) == len(ids(run, plan)) == 10
+    assert len(frozen_parts(run.at())) == len(plan["parts"])
 
 
 @pytest.mark.usefixtures("small_parts")

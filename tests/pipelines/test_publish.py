@@ -19,6 +19,7 @@ from igd import storage, tables
 from igd.data.selection import EVERYTHING, selection
 from igd.errors import RunHeldError
 from igd.pipelines import score as scoring
+from igd.pipelines.plan import shard_rows
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run
 from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
@@ -48,6 +49,27 @@ def test_every_planned_image_is_published_once(finished, contents) -> None:
     assert [(s["kind"], s["members"], s["status"]) for s in sources] == [
         ("tar", len(contents), "complete")]
     assert verify(run.request.out, run.request.date)["problems"] == []
+
+
+def test_an_image_that_is_planned_twice_holds_the_run(finished, monkeypatch) -> None:
+    run, plan, records = finished
+    first = records[0]["rows"]
+    monkeypatch.setattr("igd.pipelines.publish.shard_rows", lambda at, plan, shard: shard_rows(
+        at, plan, 0 if records[shard]["rows"] == first else shard))
+    monkeypatch.setattr("igd.pipelines.publish._shard_problems", lambda *_: iter(()))
+    with pytest.raises(RunHeldError, match="under fewer distinct ids"):
+        audit(run, plan, records)
+
+
+def test_shards_that_no_plan_holds_are_not_published(asked, folder, no_cluster) -> None:
+    """As of another process that went on planning while the plan was sealed."""
+    wanted = asked(folder("d", weave=3))
+    run, plan = begun(wanted)
+    do_shards(run, plan, [0])
+    other = {**read_records(run.at())[0], "shard": 7}
+    run.write_json("done/00000007.json", other)
+    assert scoring.score(wanted)["planned"] == 3
+    assert len(published(run)) == 3
 
 
 def test_independent_readers_agree(finished, contents) -> None:

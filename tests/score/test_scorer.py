@@ -107,6 +107,9 @@ def test_a_batch_of_fixed_shape_says_the_same_of_an_image_whatever_fills_it(
         scorer: Scorer, images: list[NDArray[np.uint8]]) -> None:
     """As on a GPU; here on the CPU, where the last bits differ from those of single images."""
     batched = Scorer(scorer.bundle, Device("cpu", 4))
+    shapes: set[int] = set()
+    model = batched._model
+    batched._model = lambda x_NCHW: shapes.add(len(x_NCHW)) or model(x_NCHW)
     whole, single = batched.score(images[:6]), scorer.score(images[:6])
     np.testing.assert_allclose(whole.scores, single.scores, rtol=1e-5)
     np.testing.assert_allclose(whole.heatmaps, single.heatmaps, rtol=1e-4, atol=1e-5)
@@ -114,6 +117,7 @@ def test_a_batch_of_fixed_shape_says_the_same_of_an_image_whatever_fills_it(
         alone = batched.score([images[i]])
         assert alone.scores.tobytes() == whole.scores[i:i + 1].tobytes()
         assert alone.heatmaps.tobytes() == whole.heatmaps[i:i + 1].tobytes()
+    assert shapes == {4}
     assert batched.fingerprint != scorer.fingerprint
 
 

@@ -333,3 +333,16 @@ def test_flipped_bytes_raise_nothing_but_a_reason(data: st.DataObject) -> None:
             named(Path(folder, "a.tar"))
         except UncountableError as error:
             assert str(error)
+
+
+def test_no_more_is_read_at_once_than_an_index_takes(tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranged, "MAX_READ_BYTES", 10)
+    path = tmp_path / "a"
+    path.write_bytes(bytes(20))
+    entry = storage.stat(str(path))
+    assert entry is not None
+    file = ranged.Ranged(entry)
+    assert file.read(10) == bytes(10)
+    with pytest.raises(ranged.UncountableError, match="11 bytes"):
+        ranged.Ranged(entry).read(11)
