@@ -44,7 +44,7 @@ CategoryColumn = Annotated[str | None, typer.Option(
 UNKNOWN_CATEGORY = ("reject", "error")
 UnknownCategory = Annotated[str, typer.Option(
     "--unknown-category", metavar="reject|error", help="What becomes of an image whose category "
-    "has no model: a row with that reason, or nothing is planned (exit 2).")]
+    "has no model: a row with that reason, or nothing is published (exit 2).")]
 Include = Annotated[list[str] | None, typer.Option(
     "--include", metavar="PATTERN", help="Only images whose path (as for --category-from) this "
     "matches whole; * stands for any characters, also /. Repeatable. One that matches nothing is "

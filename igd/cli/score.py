@@ -75,7 +75,8 @@ def score(
     shard_members: ShardMembers = 256,
     gpus_per_scorer: Annotated[float, typer.Option(
         min=0, help="Score on GPUs, so many (or such a share of one) each: the last bits, and the "
-        "score fingerprint, are others than on CPUs, which calibrated. Default: on CPUs.")] = 0.0,
+        "score fingerprint, are others than on CPUs, where models are calibrated. Default: on "
+        "CPUs.")] = 0.0,
     null_scorer: Annotated[bool, typer.Option(
         "--null-scorer", help="Measurements only: read, decode, write and publish, with score 0 "
         "for every image. Give an --out of its own.")] = False,
