@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray._private import auto_init_hook
 from ray.data import DataContext
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RaySystemError
 
 from igd.errors import ConfigError, IgdError, StorageError
 from igd.storage import options
@@ -122,7 +122,19 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         try:
             yield _resources()
         finally:
+            _quiet_threads()
             ray.shutdown()
+
+
+def _quiet_threads() -> None:
+    """Lets threads of Ray end without a traceback where they find, in passing, that it is gone."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if ray.is_initialized() or not isinstance(args.exc_value, RaySystemError):
+            shown(args)
+
+    threading.excepthook = show
 
 
 def head_is_there() -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import RaySystemError, RayTaskError
 
 from igd.errors import ConfigError, ModelError
 from igd.pipelines import cluster as connection
@@ -69,3 +70,26 @@ def test_scorers_on_gpus_are_as_many_as_fit_and_none_is_refused() -> None:
     assert [nodes.pool(99, share).scorers for share in (1.0, 0.5, 2.0)] == [4, 8, 2]
     with pytest.raises(ConfigError, match=r"--gpus-per-scorer 3: the cluster has 4 GPUs"):
         nodes.pool(99, 3.0)
+
+
+def test_threads_that_find_ray_gone_end_without_a_traceback(monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_value))
+    connection._quiet_threads()
+    gone, other = RaySystemError("Ray has not been started yet"), ValueError("a defect")
+
+    def ended_by(error: Exception, started: bool) -> None:
+        monkeypatch.setattr(connection.ray, "is_initialized", lambda: started)
+        thread = threading.Thread(target=_raise, args=(error,))
+        thread.start()
+        thread.join()
+
+    ended_by(gone, started=False)
+    assert shown == []
+    ended_by(other, started=False)
+    ended_by(gone, started=True)
+    assert shown == [other, gone]
+
+
+def _raise(error: Exception) -> None:
+    raise error
