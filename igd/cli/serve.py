@@ -3,45 +3,101 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from igd.cli.app import app
 from igd.cli.options import Models, RayAddress, StorageOption
+from igd.cli.output import say
 from igd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from igd.pipelines.cluster import Resources
 
 
 @app.command()
 def serve(
     models: Models,
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. Beyond loopback, tokens are "
+                                           "asked for.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     fpr: Annotated[float, typer.Option(
         help="Rate of normal images that may be called anomalous.")] = 0.01,
     review_fpr: Annotated[float, typer.Option(
         help="Rate of normal images that may be called review or anomalous.")] = 0.05,
+    tokens: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Lines of NAME:TOKEN, readable by you alone (mode 0600); by default "
+                             "those in IGD_SERVE_TOKENS.")] = None,
+    anybody_may_ask: Annotated[bool, typer.Option(
+        "--anybody-may-ask", help="Listen beyond loopback without tokens.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(
+        metavar="NAME", help="A name that clients call this endpoint by, beside --host and "
+                             "loopback's; may be repeated.")] = None,
+    tls: Annotated[tuple[str, str] | None, typer.Option(
+        metavar="CERTIFICATE KEY", help="PEM files, for HTTPS.")] = None,
+    scorers: Annotated[str | None, typer.Option(
+        metavar="N or MIN:MAX", help="Processes that score; between MIN and MAX Ray Serve follows "
+                                     "the load. By default one for each CPU.")] = None,
+    gpus_per_scorer: Annotated[float, typer.Option(
+        min=0, help="GPUs of each scorer, .25 for four of them on one; 0 scores on CPUs.")] = 0.0,
+    ingress: Annotated[int, typer.Option(
+        min=1, help="Processes that take requests and decode images.")] = 1,
+    model_mib: Annotated[int, typer.Option(
+        min=1, help="Of models that each scorer keeps in memory; the least recently used one is "
+                    "dropped.")] = 1024,
+    follow_s: Annotated[float, typer.Option(
+        min=0.1, help="Between two looks at which versions are in production.")] = 5.0,
     ray_address: RayAddress = None, storage_option: StorageOption = None,
 ) -> None:
     """Answer for one image at a time over HTTP, with the same score as a batch run.
 
+    A page to try it stands at /. Promotions and rollbacks take effect within seconds, without a
+    failed request.
+
     Example: `igd-ray serve --models ./models`, then
     `curl --data-binary @part.png 127.0.0.1:8000/v1/categories/bottle/score`
     """
-    from igd import registry
-    from igd.serve.endpoint import EndpointConfig
+    from igd import registry, storage
+    from igd.pipelines.cluster import connected
+    from igd.pipelines.serve import Listen, Replicas, running
+    from igd.serve.config import LOOPBACK, MIB, EndpointConfig
+    from igd.serve.tokens import tokens_of
 
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"--host {host}: this endpoint asks for no password, so it listens on "
-                          "loopback only; put a proxy with authentication before it")
+    known = tokens_of(tokens)
+    if host not in LOOPBACK and not known and not anybody_may_ask:
+        raise ConfigError(f"--host {host}: others could ask without a password; name --tokens, or "
+                          "say --anybody-may-ask where the network lets in nobody else")
     names = registry.list_categories(models)
     if not names:
         raise ConfigError(f"no models in {models}; run igd-ray train-all first")
-    from igd import storage
-    from igd.pipelines.cluster import connected
-    from igd.pipelines.serve import running
+    config = EndpointConfig(
+        models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr, tokens=known,
+        hosts=(*LOOPBACK, host, *(allow_host or ())), model_bytes=model_mib * MIB,
+        follow_s=follow_s)
+    certificate, key = tls or (None, None)
+    listen = Listen(host=host, port=port, certificate=certificate, key=key)
+    with connected(ray_address) as resources:
+        replicas = Replicas(scorers=_scorers(scorers, resources), ingress=ingress,
+                            gpus_per_scorer=gpus_per_scorer)
+        say(f"starting {replicas.scorers[0]} scorers for {len(names)} categories")
+        with running(config, listen, replicas) as url:
+            print(f"serving {', '.join(names)} on {url} ({url}/openapi.json describes it); "
+                  "Ctrl-C stops", flush=True)
+            try:
+                signal.pause()
+            except KeyboardInterrupt:
+                say("stopping: answering what is under way")
+    raise typer.Exit(0)
 
-    config = EndpointConfig(models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr)
-    with connected(ray_address), running(config, host=host, port=port) as url:
-        print(f"serving {', '.join(names)} on {url} (docs: {url}/docs); Ctrl-C stops", flush=True)
-        signal.pause()
+
+def _scorers(given: str | None, resources: Resources) -> tuple[int, int]:
+    """The fewest and the most scorers."""
+    if given is None:
+        most = resources.pool(1 << 30).scorers
+        return most, most
+    fewest, colon, most_text = given.partition(":")
+    try:
+        return int(fewest), int(most_text if colon else fewest)
+    except ValueError:
+        raise ConfigError(f"--scorers {given}: expected a number, or two like 1:4") from None

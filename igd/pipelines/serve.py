@@ -1,39 +1,267 @@
-"""The endpoint on Ray Serve."""
+"""The endpoint on Ray Serve: an ingress that decodes, over scorers that hold the models.
+
+    igd-ray serve --models URI                          this machine, or a cluster
+    serve deploy config.yaml                            `igd.pipelines.serve:app` with its `args`
+
+A request goes from Serve's proxy to a replica of the ingress, which checks and decodes it, and from
+there to the scorer that has least to do. Any scorer scores any category: a category that all ask
+for is answered by all of them. On a GPU a scorer takes several images at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client.core import Metric
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayActorError, RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
-from igd.errors import ConfigError
+from igd import storage
+from igd.errors import ConfigError, IgdError, StorageError
+from igd.pipelines.cluster import SCORER_CPUS, own_error
+from igd.score.scorer import CPU, GPU
 from igd.serve.app import create_app
-from igd.serve.endpoint import Endpoint, EndpointConfig
+from igd.serve.config import LOOPBACK, EndpointConfig
+from igd.serve.endpoint import Endpoint
+from igd.serve.local import LocalScorers
+from igd.serve.models import Answer, Ask, Card, Models
+from igd.serve.tokens import tokens_of
 
-NAME = "igd"
+NAME, INGRESS, SCORER = "igd", "Ingress", "Scorer"
+INGRESS_CPUS = 0.5
+PER_SCORER = 2
+"""Images that a scorer on a CPU has at a time: one it scores, and the next."""
+GPU_WAIT_S = 0.005
+"""For a batch to fill up."""
+TRIES = 3
+"""Scorers that are asked for one image; the others died of something meanwhile."""
+COLLECT_S = 2.0
+WARM_S = 60.0
+DRAIN_S = 25.0
 
 
-@serve.deployment(name="Endpoint", max_ongoing_requests=16, max_queued_requests=64)
+@serve.deployment(name=SCORER, health_check_period_s=5)
+class ScorerDeployment:
+    """A replica that holds models and scores."""
+
+    def __init__(self, config: EndpointConfig, gpu: bool) -> None:
+        self._local = LocalScorers(Models(
+            config.models, fpr=config.fpr, review_fpr=config.review_fpr,
+            max_bytes=config.model_bytes, device=GPU if gpu else CPU))
+        self._score = self._in_batch if gpu else self._local.score
+
+    async def open(self, category: str, version: str) -> Card:
+        return await self._local.open(category, version)
+
+    async def score(self, ask: Ask) -> Answer:
+        return await self._score(ask)
+
+    async def collect(self) -> list[Metric]:
+        return (await self._local.collect())[0]
+
+    async def _in_batch(self, ask: Ask) -> Answer:
+        answer = await self._batch(ask)
+        if isinstance(answer, IgdError):
+            raise answer
+        return answer
+
+    @serve.batch(max_batch_size=GPU.batch, batch_wait_timeout_s=GPU_WAIT_S)
+    async def _batch(self, asks: list[Ask]) -> list[Answer | IgdError]:
+        return await self._local.score_many(asks)
+
+
+class RemoteScorers:
+    """The scorers, as an ingress sees them."""
+
+    def __init__(self, scorers: DeploymentHandle[Any]) -> None:
+        self._scorers = scorers
+
+    async def open(self, category: str, version: str) -> Card:
+        """Checks a version in one scorer, waiting for the first to start, and loads it in all.
+
+        Raises:
+            ModelError: it is missing or damaged.
+            StorageError: no scorer could be reached.
+        """
+        card: Card = await self._asked("open", category, version)
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):  # or at first use
+            await self._scorers.broadcast("open", category, version).results_async(
+                timeout_s=WARM_S)
+        return card
+
+    async def score(self, ask: Ask) -> Answer:
+        answer: Answer = await self._asked("score", ask)
+        return answer
+
+    async def collect(self) -> list[list[Metric]]:
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):
+            return list(await self._scorers.broadcast("collect").results_async(
+                timeout_s=COLLECT_S))
+        return []
+
+    async def _asked(self, method: str, *arguments: Any) -> Any:
+        """What a scorer says; another is asked where one died meanwhile."""
+        for left in reversed(range(TRIES)):
+            try:
+                return await getattr(self._scorers, method).remote(*arguments)
+            except RayError as error:
+                if ours := own_error(error):
+                    raise ours from None
+                if not left or not isinstance(error, RayActorError):
+                    raise StorageError("a scorer failed: "
+                                       f"{str(error).splitlines()[0]}") from error
+        raise AssertionError
+
+
+@serve.deployment(name=INGRESS, max_ongoing_requests=512, max_queued_requests=512,
+                  graceful_shutdown_timeout_s=DRAIN_S)
 @serve.ingress()
-class EndpointDeployment:
-    """A replica: the FastAPI application over its own Endpoint."""
+class IngressDeployment:
+    """A replica of the FastAPI application."""
 
-    def __init__(self, config: EndpointConfig) -> None:
-        self._endpoint = Endpoint(config)
+    def __init__(self, config: EndpointConfig, scorers: DeploymentHandle[Any]) -> None:
+        self._endpoint = Endpoint(config, RemoteScorers(scorers))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._endpoint)
 
+    async def drain(self) -> None:
+        """Says from now on that images had better be sent elsewhere; those in flight go on."""
+        self._endpoint.draining = True
 
-def build(config: EndpointConfig) -> Application:
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """How many processes there are of each kind.
+
+    Attributes:
+        scorers: the fewest and the most; between them Ray Serve follows the load.
+        ingress: that check and decode.
+        gpus_per_scorer: 0 scores on CPUs.
+    """
+
+    scorers: tuple[int, int] = (1, 1)
+    ingress: int = 1
+    gpus_per_scorer: float = 0.0
+
+    def __post_init__(self) -> None:
+        fewest, most = self.scorers
+        if not 1 <= fewest <= most or self.ingress < 1 or self.gpus_per_scorer < 0:
+            raise ConfigError(f"{self}: expected at least one of each, and no more than the most")
+
+
+def build(config: EndpointConfig, replicas: Replicas) -> Application:
     """The Serve application of an endpoint."""
-    application: Application = EndpointDeployment.bind(config)  # type: ignore[attr-defined]
-    return application
+    fewest, most = replicas.scorers
+    gpu = replicas.gpus_per_scorer > 0
+    at_once = 2 * GPU.batch if gpu else PER_SCORER
+    scale: dict[str, Any] = {"num_replicas": fewest} if fewest == most else {
+        "autoscaling_config": {"min_replicas": fewest, "max_replicas": most,
+                               "target_ongoing_requests": at_once / 2}}
+    scorers = ScorerDeployment.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=at_once, ray_actor_options={
+            "num_cpus": SCORER_CPUS, "num_gpus": replicas.gpus_per_scorer},
+        **scale).bind(config, gpu)
+    ingress: Application = IngressDeployment.options(  # type: ignore[attr-defined]
+        num_replicas=replicas.ingress, ray_actor_options={"num_cpus": INGRESS_CPUS}).bind(
+            config_for(config, most * at_once, replicas.ingress), scorers)
+    return ingress
+
+
+def config_for(config: EndpointConfig, at_once: int, ingress: int) -> EndpointConfig:
+    """The config of one of several ingresses, where scorers take so many images together."""
+    return replace(config, in_flight=config.in_flight or max(1, at_once // ingress))
+
+
+class Arguments(BaseModel):
+    """`args` of the application in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    models: str
+    fpr: float = 0.01
+    review_fpr: float = 0.05
+    hosts: list[str] = Field(default_factory=list)
+    tokens_file: str | None = None
+    min_scorers: int = 1
+    max_scorers: int = 1
+    ingress: int = 1
+    gpus_per_scorer: float = 0.0
+    model_bytes: int = EndpointConfig.model_bytes
+    follow_s: float = EndpointConfig.follow_s
+    anybody_may_ask: bool = False
+
+
+def app(args: Arguments) -> Application:
+    """The application that `serve deploy` and a RayService run: `igd.pipelines.serve:app`.
+
+    Its proxies listen where the Serve config says, so it asks for tokens unless told otherwise.
+
+    Raises:
+        ConfigError: no token, or a setting that cannot be.
+    """
+    tokens = tokens_of(args.tokens_file)
+    if not tokens and not args.anybody_may_ask:
+        raise ConfigError("no token: name a tokens_file, set IGD_SERVE_TOKENS, or say "
+                          "anybody_may_ask: true where the network lets in nobody else")
+    config = EndpointConfig(
+        models=storage.canonical(args.models), fpr=args.fpr, review_fpr=args.review_fpr,
+        tokens=tokens, hosts=(*LOOPBACK, *args.hosts), model_bytes=args.model_bytes,
+        follow_s=args.follow_s)
+    return build(config, Replicas(scorers=(args.min_scorers, args.max_scorers),
+                                  ingress=args.ingress, gpus_per_scorer=args.gpus_per_scorer))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where an endpoint listens.
+
+    Attributes:
+        key, certificate: PEM files, for TLS.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key: str | None = None
+    certificate: str | None = None
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.key else 'http'}://{host}:{self.port}"
+
+
+@contextlib.contextmanager
+def running(config: EndpointConfig, listen: Listen, replicas: Replicas = Replicas()
+            ) -> Iterator[str]:
+    """Runs the application on a connected cluster and gives its URL.
+
+    On leaving, the endpoint first says that it is not ready, then answers what it has, then stops.
+    """
+    _check_free(listen.host, listen.port)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="HeadOnly", http_options={
+        "host": listen.host, "port": listen.port, "ssl_keyfile": listen.key,
+        "ssl_certfile": listen.certificate, "request_timeout_s": 2 * config.timeout_s})
+    try:
+        handle = serve.run(build(config, replicas), name=NAME, route_prefix="/")
+        yield listen.url
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):
+            handle.broadcast("drain").results(timeout_s=COLLECT_S)
+            time.sleep(config.drain_s)
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _check_free(host: str, port: int) -> None:
@@ -46,16 +274,3 @@ def _check_free(host: str, port: int) -> None:
         except OSError as error:
             raise ConfigError(f"port {port} of {host} cannot be had: {error.strerror}; choose "
                               "another with --port") from error
-
-
-@contextlib.contextmanager
-def running(config: EndpointConfig, *, host: str, port: int) -> Iterator[str]:
-    """Runs the application on a connected cluster and gives its URL; stops it on leaving."""
-    _check_free(host, port)
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options={"host": host, "port": port})
-    try:
-        serve.run(build(config), name=NAME, route_prefix="/")
-        yield f"http://{host}:{port}"
-    finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]

@@ -50,13 +50,18 @@ def numbers(models_uri: str, category: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def newest(models_uri: str, category: str) -> int | None:
+    """The number of the record that is in use; None where a category has none."""
+    return max(numbers(models_uri, category), default=None)
+
+
 def history(models_uri: str, category: str) -> list[Promotion]:
     """Every promotion and rollback of a category, oldest first; empty where there is none.
 
     Raises:
         ModelError: a record is damaged.
     """
-    return [_read(models_uri, category, sequence) for sequence in numbers(models_uri, category)]
+    return [read(models_uri, category, sequence) for sequence in numbers(models_uri, category)]
 
 
 def in_use(models_uri: str, category: str) -> Promotion | None:
@@ -66,7 +71,7 @@ def in_use(models_uri: str, category: str) -> Promotion | None:
         ModelError: the record is damaged.
     """
     found = numbers(models_uri, category)
-    return _read(models_uri, category, found[-1]) if found else None
+    return read(models_uri, category, found[-1]) if found else None
 
 
 def before(promotions: Sequence[Promotion]) -> str | None:
@@ -136,7 +141,12 @@ def _create(models_uri: str, category: str, sequence: int, version: str, why: st
     return Promotion(sequence=sequence, version=version, at=at, why=why, rolled_back=rolled_back)
 
 
-def _read(models_uri: str, category: str, sequence: int) -> Promotion:
+def read(models_uri: str, category: str, sequence: int) -> Promotion:
+    """One record.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
     uri = _uri(models_uri, category, sequence)
     try:
         document = json.loads(storage.read_bytes(uri))

@@ -1,91 +1,112 @@
-"""Bytes of one image to an answer: decode, score, decide; models are loaded at first use."""
+"""From the bytes of an image to an answer: decode, score, decide. What HTTP makes of it is not
+known here."""
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import hashlib
-import threading
 import time
-from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
-from igd import registry
-from igd.config import NAME_PATTERN
-from igd.data.images import decode, encode_heatmap
-from igd.errors import ModelError
-from igd.score.scorer import Judge, Scorer
-from igd.serve.schemas import RegionReply, ScoreReply
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import Metric
+
+from igd.data.decoders import Decoded, decode_here
+from igd.data.images import Geometry, encode_heatmap, overlay
+from igd.errors import ImageError
+from igd.serve.catalogue import Catalogue
+from igd.serve.config import EndpointConfig
+from igd.serve.gate import Gate
+from igd.serve.metrics import RequestMetrics
+from igd.serve.models import Answer, Ask, Card
+
+DECODERS = 4
+IN_FLIGHT = 4
+
+
+class Scorers(Protocol):
+    """Wherever the models are."""
+
+    async def open(self, category: str, version: str) -> Card:
+        """As `igd.serve.models.Models.open`; IgdError in whatever way it fails."""
+
+    async def score(self, ask: Ask) -> Answer:
+        """As `igd.serve.models.Models.score`, of one image."""
+
+    async def collect(self) -> list[list[Metric]]:
+        """The metrics of all processes but this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
-    """What an endpoint is.
+class Scored:
+    """An image with what was said of it."""
 
-    Attributes:
-        models: registry URI.
-        max_body_bytes: larger bodies are refused while they stream in.
-        max_models: categories kept in memory.
-    """
+    card: Card
+    decoded: Decoded
+    answer: Answer
+    sha256: str
+    decode_s: float
+    total_s: float
 
-    models: str
-    fpr: float = 0.01
-    review_fpr: float = 0.05
-    max_body_bytes: int = 32 * 1024 * 1024
-    max_models: int = 16
+    @property
+    def wait_s(self) -> float:
+        return max(0.0, self.total_s - self.decode_s - self.answer.score_s)
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1 of the source pixels that the model saw."""
+        return Geometry.of(self.decoded.width, self.decoded.height, self.card.image).box
 
-class UnknownCategoryError(ModelError):
-    """There is no model for a category."""
+    def heatmap(self) -> tuple[bytes, float, float]:
+        """As `igd.data.images.encode_heatmap`."""
+        return encode_heatmap(self.answer.heatmap_HW)
+
+    def overlay(self) -> bytes:
+        """PNG of the model's input, coloured where it is beyond what normal images reach."""
+        hi = float(self.answer.heatmap_HW.max())
+        return overlay(self._input_HWC(), self.answer.heatmap_HW,
+                       lo=min(self.card.region_threshold, hi), hi=hi)
+
+    def _input_HWC(self) -> NDArray[np.uint8]:
+        size = self.card.image.size
+        return np.frombuffer(self.decoded.pixels, np.uint8).reshape(size, size, 3)
 
 
 class Endpoint:
-    """Scores image bytes by category; one image at a time, as every path does."""
+    """The endpoint of one process: what it knows of the models, its places, what it counted."""
 
-    def __init__(self, config: EndpointConfig) -> None:
-        self.config = config
-        self._lock = threading.Lock()
-        self._models: OrderedDict[str, tuple[Scorer, Judge]] = OrderedDict()
+    def __init__(self, config: EndpointConfig, scorers: Scorers) -> None:
+        self.config, self.scorers = config, scorers
+        self.catalogue = Catalogue(config.models, scorers.open)
+        self.gate, self.reading = Gate(config.in_flight or IN_FLIGHT), Gate(config.reading)
+        self.metrics = RequestMetrics(self.catalogue, self.gate)
+        self.draining = False
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")
 
-    def categories(self) -> list[str]:
-        return registry.list_categories(self.config.models)
-
-    def score(self, category: str, data: bytes, *, with_heatmap: bool) -> tuple[ScoreReply, bytes]:
-        """Scores one image file; the second item is its heatmap as PNG, or empty.
+    async def score(self, category: str, data: bytes) -> Scored:
+        """Scores one image; the caller holds a place in `gate`.
 
         Raises:
-            UnknownCategoryError: no such category.
+            UnknownCategoryError, NotReadyError: as `Catalogue.card`.
             ImageError: the bytes are no image that can be used.
-            ModelError: the category's model is damaged.
+            StorageError: no scorer could be reached.
         """
         began = time.perf_counter()
-        with self._lock:
-            scorer, judge = self._model(category)
-            image_HWC = decode(data, max_pixels=scorer.bundle.config.image.max_pixels)
-            height, width = image_HWC.shape[:2]
-            batch = scorer.score([image_HWC])
-            verdict = judge.assess(float(batch.scores[0]), batch.heatmaps[0], (width, height))
-        png, low, high = encode_heatmap(batch.heatmaps[0]) if with_heatmap else (b"", None, None)
-        reply = ScoreReply(
-            category=category, preset=scorer.bundle.preset, model_version=scorer.bundle.version,
-            score=float(batch.scores[0]),
-            terms={name: float(term[0]) for name, term in batch.terms.items()},
-            p_value=verdict.p_value, decision=verdict.decision, alpha=verdict.alpha,
-            threshold=verdict.threshold, width=width, height=height,
-            regions=[RegionReply(**{name: getattr(region, name) for name in region.__slots__})
-                     for region in verdict.regions],
-            sha256=hashlib.sha256(data).hexdigest(), score_fingerprint=scorer.fingerprint,
-            heatmap=base64.b64encode(png).decode() if png else None, heatmap_min=low,
-            heatmap_max=high, milliseconds=1000 * (time.perf_counter() - began))
-        return reply, png
-
-    def _model(self, category: str) -> tuple[Scorer, Judge]:
-        if category not in self._models:
-            if not NAME_PATTERN.fullmatch(category) or category not in self.categories():
-                raise UnknownCategoryError("no model for this category")
-            bundle = registry.load_bundle(self.config.models, category)
-            judge = Judge(bundle, fpr=self.config.fpr, review_fpr=self.config.review_fpr)
-            self._models[category] = Scorer(bundle), judge
-            while len(self._models) > self.config.max_models:
-                self._models.popitem(last=False)
-        self._models.move_to_end(category)
-        return self._models[category]
+        card = self.catalogue.card(category)
+        try:
+            decoded = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, decode_here, data, card.image)
+        except ImageError as error:
+            self.metrics.rejected(category, error.reason)
+            raise
+        decode_s = time.perf_counter() - began
+        answer = await self.scorers.score(Ask(
+            category=category, version=card.version, width=decoded.width, height=decoded.height,
+            pixels=decoded.pixels))
+        self.metrics.scored(card, answer)
+        return Scored(card=card, decoded=decoded, answer=answer,
+                      sha256=hashlib.sha256(data).hexdigest(), decode_s=decode_s,
+                      total_s=time.perf_counter() - began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import httpx
 import pytest
@@ -11,9 +12,22 @@ from igd import tables
 from igd.data.images import decode
 from igd.data.routing import Routing
 from igd.pipelines.score import score
-from igd.pipelines.serve import running
+from igd.pipelines.serve import Listen, running
 from igd.score.scorer import Scorer
-from igd.serve.endpoint import EndpointConfig
+from igd.serve.config import EndpointConfig
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{url}/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.timeout(180)
@@ -24,11 +38,9 @@ def test_python_batch_and_endpoint_give_equal_bits(cluster, asked, tiny_data, ti
     batch = {row["sha256"]: row for row in
              tables.read(wanted.out, "scores", wanted.date).to_pylist()}
     scorer = Scorer.load(f"{tiny_models}/weave")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with running(EndpointConfig(models=str(tiny_models)), host="127.0.0.1", port=port) as url:
-        assert httpx.get(f"{url}/v1/categories").json() == {"categories": ["washer", "weave"]}
+    config = EndpointConfig(models=str(tiny_models), drain_s=0.1)
+    with running(config, Listen(port=free_port())) as url:
+        wait_until_ready(url)
         paths = sorted(folder.rglob("*.png"))
         for path in paths:
             data = path.read_bytes()

@@ -6,22 +6,17 @@ import base64
 import io
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from serving import TestClient, endpoint_of
 
 from igd.data.images import decode_heatmap
 from igd.score.scorer import Scorer
-from igd.serve.app import create_app
-from igd.serve.endpoint import Endpoint, EndpointConfig
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Starlette asks for httpx2, a rename of what it uses here
-    from starlette.testclient import TestClient
+from igd.serve.config import EndpointConfig
 
 LIMIT = 200_000
 URL = "/v1/categories/weave/score"
@@ -49,31 +44,19 @@ def files_opened() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def client(tiny_models: Path) -> Iterator[TestClient]:
-    config = EndpointConfig(models=str(tiny_models), fpr=0.04, review_fpr=0.2,
-                            max_body_bytes=LIMIT)
-    with TestClient(create_app(Endpoint(config)), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def picture(tiny_data: Path) -> bytes:
-    """A defective image, at another size than the model's."""
-    path = min((tiny_data / "weave" / "test").glob("[!g]*/*.png"))
-    stream = io.BytesIO()
-    Image.open(path).resize((160, 96)).save(stream, "PNG")
-    return stream.getvalue()
+def client(serve) -> TestClient:
+    return serve(fpr=0.04, review_fpr=0.2, max_body_bytes=LIMIT)
 
 
 def assert_error(reply, status: int, code: str) -> str:
     """Checks the one shape of errors, and that nothing of the inside shows."""
     assert reply.status_code == status, reply.text
-    error = reply.json()["error"]
-    assert set(reply.json()) == {"error"} and set(error) == {"code", "message", "request_id"}
-    assert error["code"] == code and len(error["request_id"]) == 32
+    error = reply.json()
+    assert set(error) == {"error", "code", "request_id"} and error["code"] == code
+    assert reply.headers["x-request-id"] == error["request_id"] and len(error["request_id"]) == 32
     for secret in ("Traceback", ".py", "/tmp", "models", "safetensors", "bundle.json", "sha256"):
         assert secret not in reply.text
-    return str(error["message"])
+    return str(error["error"])
 
 
 def test_the_answer_has_the_bits_of_a_scorer(client: TestClient, picture: bytes,
@@ -119,14 +102,16 @@ def test_the_heatmap_is_a_png_inside_or_instead_of_the_answer(
 
 def test_health_and_categories(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/v1/categories").json() == {"categories": ["washer", "weave"]}
+    assert client.get("/readyz").json() == {
+        "ready": True, "draining": False, "categories": {"washer": "ready", "weave": "ready"}}
+    assert client.get("/v1/categories").json()["categories"] == ["washer", "weave"]
 
 
 def test_an_unknown_category_is_404(client: TestClient, picture: bytes) -> None:
     reply = client.post("/v1/categories/bottle/score", content=picture)
     assert_error(reply, 404, "unknown_category")
-    assert_error(client.get("/v1/nothing"), 404, "http_error")
-    assert_error(client.get(URL), 405, "http_error")
+    assert_error(client.get("/v1/nothing"), 404, "not_found")
+    assert_error(client.get(URL), 405, "method_not_allowed")
 
 
 @pytest.mark.parametrize("name", [
@@ -137,8 +122,8 @@ def test_a_category_that_is_no_name_touches_no_file_outside(
         files_opened: list[str]) -> None:
     reply = client.post(f"/v1/categories/{name}/score", content=picture)
     assert reply.status_code == 404
-    assert reply.json()["error"]["code"] in {"unknown_category", "http_error"}
-    assert [path for path in files_opened if Path(path) != tiny_models] == []
+    assert reply.json()["code"] in {"unknown_category", "not_found"}
+    assert files_opened == []
 
 
 @pytest.mark.parametrize(("data", "reason"), [
@@ -175,7 +160,7 @@ def test_a_stream_without_a_length_is_cut_off_at_the_limit(client: TestClient) -
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "calibration.parquet", "bundle.json",
                                   "production"])
-def test_a_damaged_model_is_503_and_others_still_answer(tiny_models: Path, tmp_path: Path,
+def test_a_damaged_model_is_503_and_others_still_answer(serve, tiny_models: Path, tmp_path: Path,
                                                         picture: bytes, name: str) -> None:
     shutil.copytree(tiny_models, tmp_path / "m")
     path, = (tmp_path / "m" / "weave").glob(
@@ -183,26 +168,18 @@ def test_a_damaged_model_is_503_and_others_still_answer(tiny_models: Path, tmp_p
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 128
     path.write_bytes(data)
-    app = create_app(Endpoint(EndpointConfig(models=str(tmp_path / "m"))))
-    with TestClient(app, raise_server_exceptions=False) as client:
-        assert_error(client.post(URL, content=picture), 503, "unavailable")
-        assert client.post("/v1/categories/washer/score", content=picture).status_code == 200
+    client = serve(models=str(tmp_path / "m"))
+    assert_error(client.post(URL, content=picture), 503, "not_ready")
+    assert client.post("/v1/categories/washer/score", content=picture).status_code == 200
+    assert client.get("/readyz").json()["categories"] == {"washer": "ready", "weave": "failed"}
 
 
 def test_a_fault_of_the_program_is_500_in_the_same_shape(
-        tiny_models: Path, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
+        serve, tiny_models: Path, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("/tmp/secret.py")
 
-    endpoint = Endpoint(EndpointConfig(models=str(tiny_models)))
+    endpoint = endpoint_of(EndpointConfig(models=str(tiny_models)))
+    client = serve(endpoint)
     monkeypatch.setattr(endpoint, "score", fail)
-    with TestClient(create_app(endpoint), raise_server_exceptions=False) as client:
-        assert_error(client.post(URL, content=picture), 500, "internal_error")
-
-
-def test_models_past_the_limit_are_dropped_oldest_first(tiny_models: Path, picture: bytes) -> None:
-    endpoint = Endpoint(EndpointConfig(models=str(tiny_models), max_models=1))
-    first, _ = endpoint.score("weave", picture, with_heatmap=False)
-    endpoint.score("washer", picture, with_heatmap=False)
-    assert list(endpoint._models) == ["washer"]
-    assert endpoint.score("weave", picture, with_heatmap=False)[0].score == first.score
+    assert_error(client.post(URL, content=picture), 500, "internal_error")

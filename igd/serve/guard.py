@@ -1,0 +1,177 @@
+"""What every request passes before anything is done for it, and every reply on its way out.
+
+Host and origin, token, the size of the body and the time it takes; a request id, headers that keep
+browsers from guessing, and the count of it all. A plain ASGI layer: it sees bytes as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from igd.serve.endpoint import Endpoint
+from igd.serve.faults import Fault, RequestError, fault_of
+from igd.serve.metrics import UNKNOWN
+from igd.serve.tokens import name_of
+
+log = logging.getLogger(__name__)
+
+OPEN = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+"""Paths that need no token: they say nothing of models or images."""
+UNHOSTED = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
+"""Paths that a kubelet or Prometheus asks for by an address of its own."""
+HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+           (b"cache-control", b"no-store")]
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|/v2/models/[^/]+/infer")
+
+
+class Guard:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
+        self._app, self._endpoint, self._config = app, endpoint, endpoint.config
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = _Request(scope, send, self._count)
+        try:
+            request.caller = self._admit(scope, request)
+            limit = (self._config.max_batch_bytes if BATCH_ROUTE.fullmatch(scope["path"])
+                     else self._config.max_body_bytes)
+            body = _Body(receive, limit, self._config.body_timeout_s, request.header)
+            async with asyncio.timeout(self._config.timeout_s):
+                await self._app(scope, body, request.send)
+        except TimeoutError:
+            await request.fail(RequestError(504, "timeout", "no answer within "
+                                            f"{self._config.timeout_s:g} s"))
+        except RequestError as error:
+            await request.fail(error)
+        except Exception as error:  # the border: whatever it is, its client gets an answer
+            log.exception("%s failed", request.id)
+            await request.fail(error)
+
+    def _admit(self, scope: Scope, request: _Request) -> str | None:
+        """Whose request it is; None where nobody has to say.
+
+        Raises:
+            RequestError: it is not to be answered.
+        """
+        path = scope["path"]
+        host = _host(request.header("host"))
+        if path not in UNHOSTED and host not in self._config.hosts:
+            raise RequestError(403, "host_not_allowed", "this endpoint is not called by that "
+                               "name; serve it with --allow-host")
+        origin = request.header("origin")
+        if origin and urlsplit(origin).netloc.lower() != request.header("host").lower():
+            raise RequestError(403, "cross_origin", "requests of other sites are refused")
+        if path in OPEN or not self._config.tokens:
+            return None
+        caller = name_of(self._config.tokens, request.header("authorization"))
+        if caller is None:
+            raise RequestError(401, "unauthorized", "send Authorization: Bearer TOKEN")
+        return caller
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "_none")
+        category = scope.get("path_params", {}).get("category")
+        if category is not None:
+            known = {entry.category for entry in self._endpoint.catalogue.entries}
+            category = category if category in known else UNKNOWN
+        self._endpoint.metrics.answered(route, category or "", status, seconds)
+
+
+class _Request:
+    """One request and the reply to it."""
+
+    def __init__(self, scope: Scope, send: Send, count: Callable[[Scope, int, float], None]
+                 ) -> None:
+        self._scope, self._send, self._count = scope, send, count
+        self._began, self._started = time.perf_counter(), False
+        self._headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1")
+                         for name, value in scope["headers"]}
+        given = self.header("x-request-id")
+        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.caller: str | None = None
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    def header(self, name: str) -> str:
+        return self._headers.get(name, "")
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            message = {**message, "headers": [
+                *message["headers"], *HEADERS, (b"x-request-id", self.id.encode())]}
+            self._count(self._scope, message["status"], time.perf_counter() - self._began)
+            if message["status"] >= 500 or self.caller:
+                log.info("%s %s %s: %d, for %s", self.id, self._scope["method"],
+                         ascii(self._scope["path"][:200]), message["status"], self.caller)
+        await self._send(message)
+
+    async def fail(self, error: Exception) -> None:
+        if self._started:
+            return
+        fault = fault_of(error)
+        body = error_body(fault, self.id)
+        await self.send({"type": "http.response.start", "status": fault.status, "headers": [
+            (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+            *((name.encode(), value.encode()) for name, value in fault.headers.items())]})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+class _Body:
+    """A request's body as it comes in, to a limit of bytes and of time."""
+
+    def __init__(self, receive: Receive, limit: int, timeout_s: float,
+                 header: Callable[[str], str]) -> None:
+        self._receive, self._limit, self._timeout_s = receive, limit, timeout_s
+        self._ends = time.monotonic() + timeout_s
+        self._seen, self._whole = 0, False
+        declared = header("content-length")
+        self._too_large = declared.isdigit() and int(declared[:20]) > limit
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()  # the client's going away
+        if self._too_large:
+            raise self._refused()
+        try:
+            async with asyncio.timeout(max(0.0, self._ends - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestError(408, "body_timeout", "the body did not come in whole within "
+                               f"{self._timeout_s:g} s") from None
+        if message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self._seen > self._limit:
+                raise self._refused()
+        return message
+
+    def _refused(self) -> RequestError:
+        return RequestError(413, "body_too_large",
+                            f"the body is larger than {self._limit} bytes")
+
+
+def error_body(fault: Fault, request_id: str) -> bytes:
+    """The one shape of errors, as `igd.serve.schemas.ErrorReply` has it."""
+    return json.dumps({"error": fault.message, "code": fault.code,
+                       "request_id": request_id}).encode()
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without its port."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
