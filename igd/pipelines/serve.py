@@ -11,6 +11,7 @@ for is answered by all of them. On a GPU a scorer takes several images at once.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import socket
 import time
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
+import uvicorn
 from fastapi import FastAPI
 from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,8 +50,10 @@ GPU_WAIT_S = 0.005
 TRIES = 3
 """Scorers that are asked for one image; the others died of something meanwhile."""
 COLLECT_S = 2.0
+CONTROL_S = 10.0
 WARM_S = 60.0
-DRAIN_S = 25.0
+ASK_EVERY_S = 0.05
+CONTROLLER, PROXY = "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
 
 
 @serve.deployment(name=SCORER, health_check_period_s=5)
@@ -124,8 +129,7 @@ class RemoteScorers:
         raise AssertionError
 
 
-@serve.deployment(name=INGRESS, max_ongoing_requests=512, max_queued_requests=512,
-                  graceful_shutdown_timeout_s=DRAIN_S)
+@serve.deployment(name=INGRESS, max_ongoing_requests=512, max_queued_requests=512)
 @serve.ingress()
 class IngressDeployment:
     """A replica of the FastAPI application."""
@@ -134,10 +138,10 @@ class IngressDeployment:
         self._endpoint = Endpoint(config, RemoteScorers(scorers))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._endpoint)
+        return create_app(self._endpoint, tells_id=False)
 
     async def drain(self) -> None:
-        """Says from now on that images had better be sent elsewhere; those in flight go on."""
+        """Says from now on that images had better be sent elsewhere; they are still scored."""
         self._endpoint.draining = True
 
 
@@ -250,6 +254,10 @@ def running(config: EndpointConfig, listen: Listen, replicas: Replicas = Replica
     On leaving, the endpoint first says that it is not ready, then answers what it has, then stops.
     """
     _check_free(listen.host, listen.port)
+    if any(actor["name"] == CONTROLLER for actor in _serve_actors()):
+        raise ConfigError("Ray Serve runs on that cluster already, and stopping here would stop it "
+                          "for all; deploy there instead: serve deploy, with "
+                          "igd.pipelines.serve:app")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="HeadOnly", http_options={
         "host": listen.host, "port": listen.port, "ssl_keyfile": listen.key,
@@ -257,11 +265,40 @@ def running(config: EndpointConfig, listen: Listen, replicas: Replicas = Replica
     try:
         handle = serve.run(build(config, replicas), name=NAME, route_prefix="/")
         yield listen.url
-        with contextlib.suppress(TimeoutError, RayError, RayServeException):
-            handle.broadcast("drain").results(timeout_s=COLLECT_S)
-            time.sleep(config.drain_s)
+        _drain(handle, config)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _drain(ingress: DeploymentHandle[Any], config: EndpointConfig) -> None:
+    """Lets whoever spreads the load turn away, then takes no more, then answers what is left."""
+    with contextlib.suppress(TimeoutError, RayError, RayServeException):
+        ingress.broadcast("drain").results(timeout_s=CONTROL_S)
+        time.sleep(config.drain_s)
+        proxies = [ray.get_actor(**actor) for actor in _serve_actors()
+                   if actor["name"].startswith(PROXY)]
+        deadline = time.monotonic() + config.timeout_s
+        while time.monotonic() < deadline and any(ray.get(
+                [proxy.__ray_call__.remote(hang_up) for proxy in proxies], timeout=CONTROL_S)):
+            time.sleep(ASK_EVERY_S)
+
+
+def hang_up(proxy: object) -> int:
+    """Within a proxy of Ray Serve: takes no more connections; how many are still in use.
+
+    Stopped by Serve itself, a proxy goes on taking requests after the replicas have gone, and
+    answers them with 500. It does not give out its server, which therefore is looked for.
+    """
+    servers = [found for found in gc.get_objects() if isinstance(found, uvicorn.Server)]
+    for server in servers:
+        server.should_exit = True
+    return sum(len(server.server_state.connections) for server in servers)
+
+
+def _serve_actors() -> list[dict[str, str]]:
+    """Name and namespace of what Ray Serve runs."""
+    return [actor for actor in ray.util.list_named_actors(all_namespaces=True)
+            if actor["namespace"] == "serve"]
 
 
 def _check_free(host: str, port: int) -> None:

@@ -23,8 +23,12 @@ from igd.serve.schemas import ReadyReply
 log = logging.getLogger(__name__)
 
 
-def create_app(endpoint: Endpoint) -> FastAPI:
-    """The application over an endpoint; while it runs, it follows what is in production."""
+def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
+    """The application over an endpoint; while it runs, it follows what is in production.
+
+    Args:
+        tells_id: as `igd.serve.guard.Guard`.
+    """
     @contextlib.asynccontextmanager
     async def following(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(endpoint.catalogue.follow(endpoint.config.follow_s))
@@ -37,7 +41,7 @@ def create_app(endpoint: Endpoint) -> FastAPI:
     app.include_router(v1.router(endpoint))
     _answer_health(app, endpoint)
     _answer_errors(app)
-    app.add_middleware(Guard, endpoint=endpoint)
+    app.add_middleware(Guard, endpoint=endpoint, tells_id=tells_id)
     return app
 
 

@@ -35,16 +35,25 @@ BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|/v2/models/[^/]+/inf
 
 
 class Guard:
-    """The outermost layer of the application."""
+    """The outermost layer of the application.
 
-    def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
+    Args:
+        tells_id: whether replies carry the request id; Ray Serve's proxy adds it itself.
+    """
+
+    def __init__(self, app: ASGIApp, endpoint: Endpoint, tells_id: bool = True) -> None:
         self._app, self._endpoint, self._config = app, endpoint, endpoint.config
+        self._tells_id = tells_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request = _Request(scope, send, self._count)
+        if self._tells_id:
+            request.headers.append((b"x-request-id", request.id.encode()))
+        if self._endpoint.draining:
+            request.headers.append((b"connection", b"close"))
         try:
             request.caller = self._admit(scope, request)
             limit = (self._config.max_batch_bytes if BATCH_ROUTE.fullmatch(scope["path"])
@@ -97,6 +106,7 @@ class _Request:
     def __init__(self, scope: Scope, send: Send, count: Callable[[Scope, int, float], None]
                  ) -> None:
         self._scope, self._send, self._count = scope, send, count
+        self.headers = list(HEADERS)
         self._began, self._started = time.perf_counter(), False
         self._headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1")
                          for name, value in scope["headers"]}
@@ -111,8 +121,7 @@ class _Request:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            message = {**message, "headers": [
-                *message["headers"], *HEADERS, (b"x-request-id", self.id.encode())]}
+            message = {**message, "headers": [*message["headers"], *self.headers]}
             self._count(self._scope, message["status"], time.perf_counter() - self._began)
             if message["status"] >= 500 or self.caller:
                 log.info("%s %s %s: %d, for %s", self.id, self._scope["method"],
