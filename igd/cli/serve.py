@@ -43,6 +43,10 @@ def serve(
         min=0, help="GPUs of each scorer, .25 for four of them on one; 0 scores on CPUs.")] = 0.0,
     ingress: Annotated[int, typer.Option(
         min=1, help="Processes that take requests and decode images.")] = 1,
+    in_flight: Annotated[int | None, typer.Option(
+        min=1, help="Images that one ingress has scored or waiting at a time; more are refused at "
+                    "once, with 503. By default two for each scorer, which bounds the wait.")
+        ] = None,
     model_mib: Annotated[int, typer.Option(
         min=1, help="Of models that each scorer keeps in memory; the least recently used one is "
                     "dropped.")] = 1024,
@@ -74,7 +78,7 @@ def serve(
     config = EndpointConfig(
         models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr, tokens=known,
         hosts=(*LOOPBACK, host, *(allow_host or ())), model_bytes=model_mib * MIB,
-        follow_s=follow_s)
+        follow_s=follow_s, in_flight=in_flight)
     certificate, key = tls or (None, None)
     listen = Listen(host=host, port=port, certificate=certificate, key=key)
     with connected(ray_address) as resources:

@@ -1,20 +1,37 @@
-"""One image through the Python API, a batch run and the endpoint: the same bits."""
+"""The endpoint on Ray Serve: the bits of a batch run, and no failed request whatever happens."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+from serving import another_version, damage
 
-from igd import tables
+from igd import registry, tables
 from igd.data.images import decode
 from igd.data.routing import Routing
+from igd.errors import ConfigError
 from igd.pipelines.score import score
-from igd.pipelines.serve import Listen, running
+from igd.pipelines.serve import Arguments, Listen, Replicas, app, running
+from igd.registry import production
 from igd.score.scorer import Scorer
 from igd.serve.config import EndpointConfig
+
+URL = "/v1/categories/weave/score"
 
 
 def free_port() -> int:
@@ -24,33 +41,205 @@ def free_port() -> int:
 
 
 def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while httpx.get(f"{url}/readyz").status_code != 200:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
+@dataclass
+class Load:
+    """Clients that ask again and again until they are told to stop.
+
+    Attributes:
+        answers: (status, model version, score) or the error, by how often.
+    """
+
+    url: str
+    image: bytes
+    clients: int = 3
+    answers: Counter[tuple[object, ...]] = field(default_factory=Counter)
+
+    def __enter__(self) -> Load:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, answers: int) -> None:
+        """Waits for so many more."""
+        wanted, deadline = self.answers.total() + answers, time.monotonic() + 60
+        while self.answers.total() < wanted:
+            assert time.monotonic() < deadline, self.answers
+            time.sleep(0.01)
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.is_set():
+                try:
+                    reply = client.post(self.url + URL, content=self.image)
+                    said = reply.json()
+                    self.answers[reply.status_code, said.get("model_version"),
+                                 said.get("score")] += 1
+                except httpx.HTTPError as error:
+                    self.answers[type(error).__name__,] += 1
+                    time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registry that tests of this module promote in."""
+    root = tmp_path_factory.mktemp("serve") / "models"
+    shutil.copytree(tiny_models, root)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def url(cluster, models: str) -> Iterator[str]:
+    """An endpoint with two scorers on the cluster of the session."""
+    config = EndpointConfig(models=models, follow_s=0.2, drain_s=0.1)
+    with running(config, Listen(port=free_port()), Replicas(scorers=(2, 2))) as url:
+        wait_until_ready(url)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def image(tiny_data: Path) -> bytes:
+    return min((tiny_data / "weave" / "test").glob("[!g]*/*.png")).read_bytes()
+
+
 @pytest.mark.timeout(180)
-def test_python_batch_and_endpoint_give_equal_bits(cluster, asked, tiny_data, tiny_models) -> None:
+def test_python_batch_and_endpoint_give_equal_bits(url, asked, tiny_data, models) -> None:
     folder = tiny_data / "weave" / "test"
-    wanted = asked(str(folder), routing=Routing(category="weave"))
+    wanted = asked(str(folder), routing=Routing(category="weave"), models=models)
     score(wanted)
     batch = {row["sha256"]: row for row in
              tables.read(wanted.out, "scores", wanted.date).to_pylist()}
-    scorer = Scorer.load(f"{tiny_models}/weave")
-    config = EndpointConfig(models=str(tiny_models), drain_s=0.1)
-    with running(config, Listen(port=free_port())) as url:
+    scorer = Scorer.load(f"{models}/weave")
+    paths = sorted(folder.rglob("*.png"))
+    files = [("images", (path.name, path.read_bytes())) for path in paths]
+    together = httpx.post(f"{url}/v1/categories/weave/score-batch", files=files, timeout=60).json()
+    for path, one_of_many in zip(paths, together["results"], strict=True):
+        data = path.read_bytes()
+        reply = httpx.post(url + URL, content=data, timeout=60).json()
+        row = batch[reply["sha256"]]
+        direct = scorer.score([decode(data, max_pixels=10**7)])
+        assert reply["score"] == row["score"] == direct.scores[0]
+        for key in ("p_value", "decision", "threshold", "alpha", "model_version",
+                    "score_fingerprint", "regions"):
+            assert reply[key] == one_of_many["result"][key] == row[key], key
+        assert all(row[name] == term for name, term in reply["terms"].items())
+    assert len(batch) == len(paths)
+
+
+@pytest.mark.timeout(120)
+def test_a_promotion_under_load_costs_no_request(url: str, models: str, image: bytes) -> None:
+    first = registry.production_version(models, "weave")
+    second, broken = another_version(models, "weave"), another_version(models, "weave")
+    with Load(url, image) as load:
+        load.wait_for(10)
+        registry.promote(models, "weave", second)
+        while not any(said[1] == second for said in load.answers):
+            load.wait_for(1)
+        damage(models, "weave", broken)
+        production.append(models, "weave", broken, "by hand")
+        while 'igd_model_stale{category="weave"' not in httpx.get(f"{url}/metrics").text or (
+                httpx.get(f"{url}/readyz").json()["categories"]["weave"] != "stale"):
+            load.wait_for(1)
+        load.wait_for(10)
+        registry.rollback(models, "weave")
+        while httpx.get(f"{url}/readyz").json()["categories"]["weave"] != "ready":
+            load.wait_for(1)
+    assert {said[0] for said in load.answers} == {200}, load.answers
+    assert {said[1] for said in load.answers} == {first, second}
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_scorer_costs_no_request(url: str, image: bytes) -> None:
+    with Load(url, image) as load:
+        load.wait_for(10)
+        victim = scorers()[0]
+        victim.kill()
+        load.wait_for(30)
+        deadline = time.monotonic() + 60
+        while len(scorers()) < 2:
+            assert time.monotonic() < deadline
+            load.wait_for(1)
+    assert {said[0] for said in load.answers} == {200}, load.answers
+    assert len({said[2] for said in load.answers}) == 1
+
+
+def scorers() -> list[psutil.Process]:
+    """Replicas of the scorer that live, of this session's cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ServeReplica:igd:Scorer" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.mark.timeout(180)
+def test_an_endpoint_told_to_stop_answers_what_it_has(tiny_models: Path, image: bytes) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "igd.cli", "serve", "--models", str(tiny_models), "--port",
+         str(port), "--scorers", "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
         wait_until_ready(url)
-        paths = sorted(folder.rglob("*.png"))
-        for path in paths:
-            data = path.read_bytes()
-            reply = httpx.post(f"{url}/v1/categories/weave/score", content=data,
-                               timeout=60).json()
-            row = batch[reply["sha256"]]
-            direct = scorer.score([decode(data, max_pixels=10**7)])
-            assert reply["score"] == row["score"] == direct.scores[0]
-            for key in ("p_value", "decision", "threshold", "alpha", "model_version",
-                        "score_fingerprint", "regions"):
-                assert reply[key] == row[key], key
-            assert all(row[name] == term for name, term in reply["terms"].items())
-        assert len(batch) == len(paths)
+        with Load(url, image, clients=2) as load:
+            load.wait_for(5)
+            began = time.monotonic()
+            os.kill(process.pid, signal.SIGTERM)
+            draining = False
+            while process.poll() is None and time.monotonic() - began < 60:
+                try:
+                    said = httpx.get(f"{url}/readyz")
+                    draining = draining or (said.status_code == 503 and said.json()["draining"])
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.05)
+        assert draining and time.monotonic() - began < 30
+    finally:
+        process.kill()
+        out, said = process.communicate()
+    assert process.returncode == 0, said
+    assert url in out and "Traceback" not in said
+    assert {answer[0] for answer in load.answers} == {200, "ConnectError"}, load.answers
+
+
+def test_a_taken_port_and_a_second_endpoint_are_refused(url: str, models: str) -> None:
+    config = EndpointConfig(models=models)
+    with pytest.raises(ConfigError, match="--port"), running(
+            config, Listen(port=int(url.rpartition(":")[2]))):
+        raise AssertionError
+    with pytest.raises(ConfigError, match="already"), running(config, Listen(port=free_port())):
+        raise AssertionError
+
+
+def test_the_application_of_a_config_file_wants_tokens_or_a_word(models: str, tmp_path: Path,
+                                                                 monkeypatch) -> None:
+    monkeypatch.delenv("IGD_SERVE_TOKENS", raising=False)
+    with pytest.raises(ConfigError, match="anybody_may_ask"):
+        app(Arguments(models=models))
+    (tmp_path / "tokens").write_text("line-3:0123456789abcdef\n")
+    (tmp_path / "tokens").chmod(0o600)
+    application = app(Arguments(models=models, tokens_file=str(tmp_path / "tokens"),
+                                hosts=["scores.factory"], max_scorers=4))
+    config = application._bound_deployment.init_args[0]
+    assert [token.name for token in config.tokens] == ["line-3"]
+    assert "0123456789abcdef" not in repr(config) and "scores.factory" in config.hosts
+    with pytest.raises(ValueError, match="modles"):
+        Arguments(models=models, modles="x")
