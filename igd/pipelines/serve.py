@@ -23,7 +23,7 @@ import ray
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client.core import Metric
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve import Application
@@ -207,14 +207,26 @@ class Arguments(BaseModel):
     anybody_may_ask: bool = False
 
 
-def app(args: Arguments) -> Application:
+def app(args: dict[str, Any]) -> Application:
     """The application that `serve deploy` and a RayService run: `igd.pipelines.serve:app`.
 
     Its proxies listen where the Serve config says, so it asks for tokens unless told otherwise.
 
+    Args:
+        args: as `Arguments`. (Ray passes what YAML holds.)
+
     Raises:
         ConfigError: no token, or a setting that cannot be.
     """
+    try:
+        return _application(Arguments.model_validate(args))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"args of igd.pipelines.serve:app: {'.'.join(map(str, first['loc']))}: "
+                          f"{first['msg']}") from error
+
+
+def _application(args: Arguments) -> Application:
     tokens = tokens_of(args.tokens_file)
     if not tokens and not args.anybody_may_ask:
         raise ConfigError("no token: name a tokens_file, set IGD_SERVE_TOKENS, or say "

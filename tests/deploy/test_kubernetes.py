@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import os
 import re
@@ -16,17 +17,21 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from ray.serve.schema import ServeDeploySchema
 
+from igd.errors import ConfigError
+from igd.pipelines.cluster import SCORER_CPUS
+from igd.pipelines.serve import INGRESS_CPUS
 from igd.storage import s3
 from jobs.command import command_line
 
 ROOT = Path(__file__).parents[2]
-TRAIN, NIGHT = (ROOT / "deploy" / "kubernetes" / f"{name}.yaml"
-                for name in ("train-all", "score-nightly"))
+TRAIN, NIGHT, SERVE = (ROOT / "deploy" / "kubernetes" / f"{name}.yaml"
+                       for name in ("train-all", "score-nightly", "serve"))
 KUBERNETES = "1.37"
 """The version whose schema the kinds of Kubernetes itself are checked against."""
 SHARED = Path(os.environ.get("IGD_SHARED", ROOT.parent / "shared"))
-CRD = SHARED / "kuberay-crds" / "v1.7.0" / "rayjobs.yaml"
+CRDS = SHARED / "kuberay-crds" / "v1.7.0"
 
 OBJECT_META = {"type": "object", "oneOf": [{"required": ["name"]}, {"required": ["generateName"]}],
                "properties": {
@@ -71,16 +76,22 @@ def problems(resource: Any, schema: dict[str, Any]) -> list[str]:
             for error in validator.iter_errors(with_defaults(resource, schema))]
 
 
-@pytest.fixture(scope="module")
-def schema() -> dict[str, Any]:
-    if not CRD.exists():
-        pytest.skip(f"no {CRD}: set IGD_SHARED to the folder with kuberay-crds")
-    document = yaml.load(CRD.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def schema_of(kind: str) -> dict[str, Any]:
+    """What KubeRay wants of a kind of resource, its name and metadata included."""
+    crd = CRDS / f"{kind.lower()}s.yaml"
+    if not crd.exists():
+        pytest.skip(f"no {crd}: set IGD_SHARED to the folder with kuberay-crds")
+    document = yaml.load(crd.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     served, = (one for one in document["spec"]["versions"] if one["name"] == "v1")
     return {**served["schema"]["openAPIV3Schema"], "required": ["apiVersion", "kind", "spec"],
             "properties": {**served["schema"]["openAPIV3Schema"]["properties"],
-                           "apiVersion": {"const": "ray.io/v1"}, "kind": {"const": "RayJob"},
+                           "apiVersion": {"const": "ray.io/v1"}, "kind": {"const": kind},
                            "metadata": OBJECT_META}}
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return schema_of("RayJob")
 
 
 def documents(manifest: Path) -> list[dict[str, Any]]:
@@ -105,6 +116,12 @@ def night() -> dict[str, dict[str, Any]]:
 def night_job(night) -> dict[str, Any]:
     """The RayJob that the CronJob creates."""
     return copy.deepcopy(yaml.safe_load(night["rayjob.yaml"]["data"]["rayjob.yaml"]))
+
+
+@pytest.fixture
+def service() -> dict[str, Any]:
+    """The RayService that serves."""
+    return documents(SERVE)[0]
 
 
 @pytest.fixture(params=["job", "night_job"])
@@ -342,3 +359,46 @@ def test_the_image_has_what_the_manifest_starts_and_no_more(any_job) -> None:
     assert module[0] in copied and (ROOT / f"{'/'.join(module)}.py").is_file()
     base, = re.findall(r"^ARG BASE=python:([\d.]+)-", steps, re.M)
     assert f">={base}" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_service_is_as_kuberay_wants_it(service) -> None:
+    wanted = schema_of("RayService")
+    assert problems(service, wanted) == []
+    service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0].update(replica=4)
+    assert "'replica' was unexpected" in problems(service, wanted)[0]
+
+
+def test_a_service_serves_our_application_as_configured(service, monkeypatch) -> None:
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(config)
+    application, = config["applications"]
+    module, _, name = application["import_path"].partition(":")
+    monkeypatch.setenv("IGD_SERVE_TOKENS", "app:0123456789abcdef")
+    built = getattr(importlib.import_module(module), name)(application["args"])
+    endpoint = built._bound_deployment.init_args[0]
+    assert endpoint.models == "s3://CHANGE-ME/models" and endpoint.tokens
+    assert f"{service['metadata']['name']}-serve-svc" in endpoint.hosts  # as the operator calls it
+    monkeypatch.delenv("IGD_SERVE_TOKENS")
+    with pytest.raises(ConfigError, match="token"):
+        getattr(importlib.import_module(module), name)(application["args"])
+
+
+def test_a_service_has_a_token_few_rights_and_room_for_its_scorers(service) -> None:
+    cluster = service["spec"]["rayClusterConfig"]
+    head, group = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
+    assert cluster["authOptions"] == {"mode": "token"} and cluster["rayVersion"] == version("ray")
+    assert (head["serviceType"], head["enableIngress"]) == ("ClusterIP", False)
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    port = yaml.safe_load(service["spec"]["serveConfigV2"])["http_options"]["port"]
+    for name, pod in (("head", head["template"]["spec"]), ("worker", group["template"]["spec"])):
+        assert_few_rights(name, pod)
+        container = pod["containers"][0]
+        assert {"name": "serve", "containerPort": port} in container["ports"]
+        secret, = (one["valueFrom"]["secretKeyRef"] for one in container["env"]
+                   if one["name"] == "IGD_SERVE_TOKENS")
+        assert (f"kubectl create secret generic {secret['name']} --from-file={secret['key']}="
+                in (ROOT / "deploy" / "README.md").read_text())
+    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    wanted = args["max_scorers"] * SCORER_CPUS + args["ingress"] * INGRESS_CPUS
+    assert wanted <= group["maxReplicas"] * cpus

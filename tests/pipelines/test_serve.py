@@ -26,7 +26,7 @@ from igd.data.images import decode
 from igd.data.routing import Routing
 from igd.errors import ConfigError
 from igd.pipelines.score import score
-from igd.pipelines.serve import Arguments, Listen, Replicas, app, running
+from igd.pipelines.serve import Listen, Replicas, app, running
 from igd.registry import production
 from igd.score.scorer import Scorer
 from igd.serve.config import EndpointConfig
@@ -233,13 +233,14 @@ def test_the_application_of_a_config_file_wants_tokens_or_a_word(models: str, tm
                                                                  monkeypatch) -> None:
     monkeypatch.delenv("IGD_SERVE_TOKENS", raising=False)
     with pytest.raises(ConfigError, match="anybody_may_ask"):
-        app(Arguments(models=models))
+        app({"models": models})
     (tmp_path / "tokens").write_text("line-3:0123456789abcdef\n")
     (tmp_path / "tokens").chmod(0o600)
-    application = app(Arguments(models=models, tokens_file=str(tmp_path / "tokens"),
-                                hosts=["scores.factory"], max_scorers=4))
+    application = app({"models": models, "tokens_file": str(tmp_path / "tokens"),
+                       "hosts": ["scores.factory"], "max_scorers": 4})
     config = application._bound_deployment.init_args[0]
     assert [token.name for token in config.tokens] == ["line-3"]
     assert "0123456789abcdef" not in repr(config) and "scores.factory" in config.hosts
-    with pytest.raises(ValueError, match="modles"):
-        Arguments(models=models, modles="x")
+    assert config.in_flight == 8
+    with pytest.raises(ConfigError, match="modles"):
+        app({"models": models, "modles": "x"})
