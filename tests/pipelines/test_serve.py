@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
+from endpoints import SCORE, Load, free_port, replicas_below, wait_until_ready
 from serving import another_version, damage
 
 from igd import registry, tables
@@ -30,71 +25,6 @@ from igd.pipelines.serve import Listen, Replicas, app, running
 from igd.registry import production
 from igd.score.scorer import Scorer
 from igd.serve.config import EndpointConfig
-
-URL = "/v1/categories/weave/score"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@dataclass
-class Load:
-    """Clients that ask again and again until they are told to stop.
-
-    Attributes:
-        answers: (status, model version, score) or the error, by how often.
-    """
-
-    url: str
-    image: bytes
-    clients: int = 3
-    answers: Counter[tuple[object, ...]] = field(default_factory=Counter)
-
-    def __enter__(self) -> Load:
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, answers: int) -> None:
-        """Waits for so many more."""
-        wanted, deadline = self.answers.total() + answers, time.monotonic() + 60
-        while self.answers.total() < wanted:
-            assert time.monotonic() < deadline, self.answers
-            time.sleep(0.01)
-
-    def _ask(self) -> None:
-        with httpx.Client(timeout=60) as client:
-            while not self._stop.is_set():
-                try:
-                    reply = client.post(self.url + URL, content=self.image)
-                    said = reply.json()
-                    self.answers[reply.status_code, said.get("model_version"),
-                                 said.get("score")] += 1
-                except httpx.HTTPError as error:
-                    self.answers[type(error).__name__,] += 1
-                    time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +59,10 @@ def test_python_batch_and_endpoint_give_equal_bits(url, asked, tiny_data, models
     scorer = Scorer.load(f"{models}/weave")
     paths = sorted(folder.rglob("*.png"))
     files = [("images", (path.name, path.read_bytes())) for path in paths]
-    together = httpx.post(f"{url}/v1/categories/weave/score-batch", files=files, timeout=60).json()
+    together = httpx.post(f"{url}{SCORE}-batch", files=files, timeout=60).json()
     for path, one_of_many in zip(paths, together["results"], strict=True):
         data = path.read_bytes()
-        reply = httpx.post(url + URL, content=data, timeout=60).json()
+        reply = httpx.post(url + SCORE, content=data, timeout=60).json()
         row = batch[reply["sha256"]]
         direct = scorer.score([decode(data, max_pixels=10**7)])
         assert reply["score"] == row["score"] == direct.scores[0]
@@ -169,25 +99,15 @@ def test_a_promotion_under_load_costs_no_request(url: str, models: str, image: b
 def test_a_killed_scorer_costs_no_request(url: str, image: bytes) -> None:
     with Load(url, image) as load:
         load.wait_for(10)
-        victim = scorers()[0]
+        victim = replicas_below(os.getpid(), "Scorer")[0]
         victim.kill()
         load.wait_for(30)
         deadline = time.monotonic() + 60
-        while len(scorers()) < 2:
+        while len(replicas_below(os.getpid(), "Scorer")) < 2:
             assert time.monotonic() < deadline
             load.wait_for(1)
     assert {said[0] for said in load.answers} == {200}, load.answers
     assert len({said[2] for said in load.answers}) == 1
-
-
-def scorers() -> list[psutil.Process]:
-    """Replicas of the scorer that live, of this session's cluster."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "ServeReplica:igd:Scorer" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 @pytest.mark.timeout(180)
