@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python proofs/serve_chaos.py [DATA] [--rounds 3] [--requests 2000]
 
-    parity      DATA holds `mvtec_ad/`: images of bottle through Python, `igd-ray score` of a folder,
-                a batch run of a tar in other shards, and the endpoint one by one, together, and by
+    parity      DATA holds `mvtec_ad/`: images of bottle through Python, a batch run of a folder,
+                one of a tar in other shards, and the endpoint one by one, together, and by
                 the Open Inference Protocol: the same bits and decisions
     many        20 categories, memory for about 4 of them in each of two scorers: every answer of
                 many interleaved requests is the right one; models evicted are counted
@@ -23,7 +23,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
