@@ -71,7 +71,7 @@ class Load:
             while not self._stop.is_set():
                 try:
                     reply = client.post(self.url + self.path, content=self.image)
-                    said = reply.json()
+                    said = reply.json() if reply.status_code == 200 else {}
                     self.answers[reply.status_code, said.get("model_version"),
                                  said.get("score")] += 1
                 except httpx.HTTPError as error:
