@@ -1,21 +1,24 @@
 """What Ray Serve's own proxy gets to see of a request. Runs in that proxy, ahead of Serve.
 
 Serve lets any client say how long its proxy waits and whether it minds that the client has gone,
-fails (500) where such a header is not UTF-8, tells everybody at /-/routes what runs, and names each
-request twice in its reply. `/-/healthz`, which KubeRay asks for and which says nothing, stays.
+fails (500) where such a header is not UTF-8, tells everybody at /-/routes what runs, takes in as
+much of a body as comes however little of it is asked for, and names each request twice in its
+reply. `/-/healthz`, which KubeRay asks for and which says nothing, stays.
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=igd.serve.door.middlewares
 """
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from igd.serve.config import EndpointConfig
 from igd.serve.faults import Fault
-from igd.serve.guard import REQUEST_ID, error_body
+from igd.serve.guard import REQUEST_ID, body_limit, error_body
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "igd.serve.door.middlewares"
@@ -43,7 +46,8 @@ class Door:
         path = scope["path"]
         if path.startswith("/") and (not path.startswith("/-/") or path == HEALTH):
             headers = [(name, value) for name, value in scope["headers"] if _harmless(name, value)]
-            await self._app({**scope, "headers": headers}, receive, _named_once(send))
+            body = _no_more_than(body_limit(EndpointConfig, path), receive)
+            await self._app({**scope, "headers": headers}, body, _named_once(send))
         else:
             await _not_found(send)
 
@@ -52,6 +56,21 @@ def _harmless(name: bytes, value: bytes) -> bool:
     if name == b"x-request-id":
         return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
     return name.replace(b"_", b"-") not in STEERING
+
+
+def _no_more_than(limit: int, receive: Receive) -> Receive:
+    """A body to just over the limit: the endpoint has what it will refuse by then."""
+    seen = 0
+
+    async def receive_some() -> Message:
+        nonlocal seen
+        if seen > limit:
+            await asyncio.Event().wait()
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return message
+
+    return receive_some
 
 
 def _named_once(send: Send) -> Send:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from igd.serve.config import EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.faults import Fault, RequestError, fault_of
 from igd.serve.metrics import UNKNOWN
@@ -54,9 +55,8 @@ class Guard:
         request = _Request(scope, send, self._count)
         try:
             request.caller = self._admit(scope, request)
-            limit = (self._config.max_batch_bytes if BATCH_ROUTE.fullmatch(scope["path"])
-                     else self._config.max_body_bytes)
-            body = _Body(receive, limit, self._config.body_timeout_s, request.header)
+            body = _Body(receive, body_limit(self._config, scope["path"]),
+                         self._config.body_timeout_s, request.header)
             async with asyncio.timeout(self._config.timeout_s):
                 await self._app(scope, body, request.send)
         except TimeoutError:
@@ -174,6 +174,11 @@ class _Body:
     def _refused(self) -> RequestError:
         return RequestError(413, "body_too_large",
                             f"the body is larger than {self._limit} bytes")
+
+
+def body_limit(config: EndpointConfig | type[EndpointConfig], path: str) -> int:
+    """Bytes that a body sent to a path may have."""
+    return config.max_batch_bytes if BATCH_ROUTE.fullmatch(path) else config.max_body_bytes
 
 
 def error_body(fault: Fault, request_id: str) -> bytes:

@@ -11,6 +11,7 @@ from ray.serve._private.http_util import validate_http_proxy_callback_return
 from ray.serve._private.utils import call_function_from_import_path
 
 from igd.serve import door
+from igd.serve.config import EndpointConfig
 
 
 def through(path: str = "/", *headers: tuple[bytes, bytes], kind: str = "http"
@@ -66,6 +67,30 @@ def test_what_serve_tells_of_itself_is_not_there(path: str) -> None:
     seen, sent = through(path)
     assert seen == [] and sent[0]["status"] == 404
     assert set(json.loads(sent[1]["body"])) == {"error", "code", "request_id"}
+
+
+@pytest.mark.parametrize(("path", "limit"), [
+    ("/v1/categories/weave/score", EndpointConfig.max_body_bytes),
+    ("/", EndpointConfig.max_body_bytes),
+    ("/v1/categories/weave/score-batch", EndpointConfig.max_batch_bytes)])
+def test_of_a_body_only_what_may_be_asked_for_is_taken_in(path: str, limit: int) -> None:
+    taken = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bytes(2**20), "more_body": True}
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        while True:  # as Serve's does
+            taken.append(len((await receive())["body"]))
+
+    async def run() -> None:
+        scope = {"type": "http", "path": path, "headers": []}
+        async with asyncio.timeout(1):
+            await door.Door(proxy)(scope, receive, None)  # type: ignore[arg-type]
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+    assert sum(taken) == limit + 2**20
 
 
 def test_kuberay_is_told_that_the_proxy_is_well() -> None:
