@@ -1,7 +1,7 @@
 # Everything on a machine with Python 3.11+ and make:
 #   make demo    train, evaluate, score, verify and report on synthetic data
 #   make test    the test suite        make check   lint and types
-#   make proof   kills in a fake cluster, and a server that fails; results in proofs/results/
+#   make proof   kills in a fake cluster, a server that fails, abuse; results in proofs/results/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +35,7 @@ proof: $(READY)
 	$(BIN)/python proofs/train_chaos.py --rounds 2 --trainer always --seed 1 \
 	  --out proofs/results/train_chaos_trainers.json
 	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --images 60 --steps 30
+	$(BIN)/python proofs/abuse.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that some tests want, where this is Debian and we are root.
 # Elsewhere those tests skip and name the package.
-packages=(chromium dataset-fashion-mnist)
+packages=(chromium dataset-fashion-mnist nginx-light)
 missing=()
 for package in "${packages[@]}"; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")

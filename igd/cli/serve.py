@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +66,7 @@ def serve(
     from igd import registry, storage
     from igd.pipelines.cluster import connected
     from igd.pipelines.serve import Listen, Replicas, running
+    from igd.serve import door
     from igd.serve.config import LOOPBACK, MIB, EndpointConfig
     from igd.serve.tokens import tokens_of
 
@@ -79,6 +81,7 @@ def serve(
         models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr, tokens=known,
         hosts=(*LOOPBACK, host, *(allow_host or ())), model_bytes=model_mib * MIB,
         follow_s=follow_s, in_flight=in_flight)
+    os.environ.setdefault(door.VARIABLE, door.CALLBACK)  # for a cluster that is started here
     certificate, key = tls or (None, None)
     listen = Listen(host=host, port=port, certificate=certificate, key=key)
     with connected(ray_address) as resources:

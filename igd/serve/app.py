@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,9 +19,17 @@ from igd.serve.endpoint import Endpoint
 from igd.serve.faults import RequestError, fault_of
 from igd.serve.guard import Guard, error_body
 from igd.serve.metrics import CONTENT_TYPE, page
-from igd.serve.schemas import ReadyReply
+from igd.serve.schemas import ErrorReply, ReadyReply
 
 log = logging.getLogger(__name__)
+
+ANYWHERE: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": description} for status, description in (
+        (400, "The request makes no sense."), (401, "A token is missing or wrong."),
+        (403, "Called by another name, or by another site."),
+        (431, "Too many headers, or too long ones."), (500, "The endpoint failed."),
+        (504, "No answer in time."))}
+"""What any request may be answered, whatever its route."""
 
 
 def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
@@ -36,6 +45,7 @@ def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
         task.cancel()
 
     app = FastAPI(title="igd-ray", version=__version__, lifespan=following, docs_url=None,
+                  redirect_slashes=False, responses=ANYWHERE,
                   redoc_url=None,  # both would take scripts from somewhere else
                   description="One image in; score, decision and heatmap out.")
     app.include_router(v1.router(endpoint))

@@ -34,7 +34,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-CLOSES = {400, 408, 413}
+CLOSES = {400, 408, 413, 431}
 """Of these the rest of the body may still be on its way, so the connection is closed."""
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
@@ -42,7 +42,7 @@ CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 def fault_of(error: Exception) -> Fault:
     """What is told of an exception; of one that nobody foresaw, nothing."""
     if isinstance(error, RequestError):
-        headers = {"connection": "close"} if error.status in CLOSES else {}
+        headers = _closing(error.status)
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
         return Fault(status=error.status, code=error.code, message=error.message, headers=headers)
@@ -62,9 +62,14 @@ def fault_of(error: Exception) -> Fault:
                      message=f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     if isinstance(error, HTTPException):
         return Fault(status=error.status_code, code=CODES.get(error.status_code, "http_error"),
-                     message=str(error.detail), headers=dict(error.headers or {}))
+                     message=str(error.detail),
+                     headers={**_closing(error.status_code), **(error.headers or {})})
     return Fault(status=500, code="internal_error", message="the endpoint failed; its log says "
                                                             "why")
+
+
+def _closing(status: int) -> dict[str, str]:
+    return {"connection": "close"} if status in CLOSES else {}
 
 
 def _later(code: str, message: str) -> Fault:

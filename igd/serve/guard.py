@@ -7,16 +7,17 @@ browsers from guessing, and the count of it all. A plain ASGI layer: it sees byt
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from igd.serve.config import EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.faults import Fault, RequestError, fault_of
 from igd.serve.metrics import UNKNOWN
@@ -27,10 +28,16 @@ log = logging.getLogger(__name__)
 OPEN = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 """Paths that need no token: they say nothing of models or images."""
 UNHOSTED = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
-"""Paths that a kubelet or Prometheus asks for by an address of its own."""
+"""Paths that a kubelet or Prometheus asks for by an address; a page that makes a browser come here
+(DNS rebinding) can only do so by a name."""
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+           (b"x-frame-options", b"DENY"), (b"cross-origin-resource-policy", b"same-origin"),
            (b"cache-control", b"no-store")]
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ONCE = {"host", "origin", "authorization", "content-length", "content-type", "transfer-encoding"}
+"""Headers that two programs would read differently, were they there twice."""
+MAX_HEADERS, MAX_HEADER_BYTES = 128, 64 * 1024
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|/v2/models/[^/]+/infer")
 
 
@@ -44,6 +51,7 @@ class Guard:
     def __init__(self, app: ASGIApp, endpoint: Endpoint, tells_id: bool = True) -> None:
         self._app, self._endpoint, self._config = app, endpoint, endpoint.config
         self._tells_id = tells_id
+        self._hosts = {host.lower() for host in self._config.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,9 +64,8 @@ class Guard:
             request.headers.append((b"connection", b"close"))
         try:
             request.caller = self._admit(scope, request)
-            limit = (self._config.max_batch_bytes if BATCH_ROUTE.fullmatch(scope["path"])
-                     else self._config.max_body_bytes)
-            body = _Body(receive, limit, self._config.body_timeout_s, request.header)
+            body = _Body(receive, body_limit(self._config, scope["path"]),
+                         self._config.body_timeout_s, request.header)
             async with asyncio.timeout(self._config.timeout_s):
                 await self._app(scope, body, request.send)
         except TimeoutError:
@@ -76,13 +83,12 @@ class Guard:
         Raises:
             RequestError: it is not to be answered.
         """
-        path = scope["path"]
-        host = _host(request.header("host"))
-        if path not in UNHOSTED and host not in self._config.hosts:
+        _check_headers(scope["headers"])
+        path, host = scope["path"], request.header("host").lower()
+        if not self._answers_to(host, path):
             raise RequestError(403, "host_not_allowed", "this endpoint is not called by that "
                                "name; serve it with --allow-host")
-        origin = request.header("origin")
-        if origin and urlsplit(origin).netloc.lower() != request.header("host").lower():
+        if request.header("origin").lower() not in ("", f"http://{host}", f"https://{host}"):
             raise RequestError(403, "cross_origin", "requests of other sites are refused")
         if path in OPEN or not self._config.tokens:
             return None
@@ -90,6 +96,10 @@ class Guard:
         if caller is None:
             raise RequestError(401, "unauthorized", "send Authorization: Bearer TOKEN")
         return caller
+
+    def _answers_to(self, host: str, path: str) -> bool:
+        name = _name(host)
+        return name in self._hosts or (path in UNHOSTED and (not host or _is_address(name)))
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "_none")
@@ -111,7 +121,7 @@ class _Request:
         self._headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1")
                          for name, value in scope["headers"]}
         given = self.header("x-request-id")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.caller: str | None = None
         scope.setdefault("state", {})["request_id"] = self.id
 
@@ -148,7 +158,7 @@ class _Body:
         self._ends = time.monotonic() + timeout_s
         self._seen, self._whole = 0, False
         declared = header("content-length")
-        self._too_large = declared.isdigit() and int(declared[:20]) > limit
+        self._too_large = declared.isdecimal() and (len(declared) > 18 or int(declared) > limit)
 
     async def __call__(self) -> Message:
         if self._whole:
@@ -161,6 +171,8 @@ class _Body:
         except TimeoutError:
             raise RequestError(408, "body_timeout", "the body did not come in whole within "
                                f"{self._timeout_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise RequestError(400, "incomplete_body", "the body ended early")
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
@@ -173,14 +185,44 @@ class _Body:
                             f"the body is larger than {self._limit} bytes")
 
 
+def body_limit(config: EndpointConfig | type[EndpointConfig], path: str) -> int:
+    """Bytes that a body sent to a path may have."""
+    return config.max_batch_bytes if BATCH_ROUTE.fullmatch(path) else config.max_body_bytes
+
+
 def error_body(fault: Fault, request_id: str) -> bytes:
     """The one shape of errors, as `igd.serve.schemas.ErrorReply` has it."""
     return json.dumps({"error": fault.message, "code": fault.code,
                        "request_id": request_id}).encode()
 
 
-def _host(header: str) -> str:
-    """The name in a Host header, without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses what programs on the way here may have read otherwise.
+
+    Raises:
+        RequestError: too many or too long, or one twice that says something once.
+    """
+    if len(headers) > MAX_HEADERS or sum(len(n) + len(v) for n, v in headers) > MAX_HEADER_BYTES:
+        raise RequestError(431, "headers_too_large", f"expected at most {MAX_HEADERS} headers of "
+                           f"{MAX_HEADER_BYTES} bytes together")
+    names = [name.decode("latin-1") for name, _ in headers]
+    for name in ONCE:
+        if names.count(name) > 1:
+            raise RequestError(400, "bad_request", f"the header {name} is there twice")
+    if any(name == b"transfer-encoding" and value.lower() != b"chunked"
+           for name, value in headers):
+        raise RequestError(400, "bad_request", "a body may be chunked, and not encoded otherwise")
+
+
+def _name(host: str) -> str:
+    """The name in a Host header in lower case, without its port; empty where it is none."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]) if found else ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -15,6 +15,8 @@ from igd.errors import ConfigError
 VARIABLE = "IGD_SERVE_TOKENS"
 SHORTEST = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECRET = re.compile(rf"[!-~]{{{SHORTEST},}}")
+"""Without spaces, in ASCII: as an Authorization header can bear it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,9 @@ def _parsed(text: str, origin: str) -> tuple[Token, ...]:
         if not line or line.startswith("#"):
             continue
         name, colon, secret = line.partition(":")
-        if not colon or not _NAME.fullmatch(name) or len(secret) < SHORTEST or name in found:
+        if not colon or not _NAME.fullmatch(name) or not _SECRET.fullmatch(secret) or name in found:
             raise ConfigError(f"{origin}, line {number}: expected NAME:TOKEN, a new name and at "
-                              f"least {SHORTEST} characters of token (say, from openssl rand "
-                              "-hex 32)")
+                              f"least {SHORTEST} characters of token in ASCII without spaces "
+                              "(say, from openssl rand -hex 32)")
         found[name] = Token(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest())
     return tuple(found.values())

@@ -25,17 +25,13 @@ from igd.serve.schemas import (
     TimingsReply,
 )
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorReply, "description": "The request makes no sense."},
-    401: {"model": ErrorReply, "description": "A token is missing or wrong."},
-    403: {"model": ErrorReply, "description": "Called by another name, or by another site."},
+ERRORS: dict[int | str, dict[str, Any]] = {  # beside those of any request
     404: {"model": ErrorReply, "description": "No such category."},
     408: {"model": ErrorReply, "description": "The body took too long."},
     413: {"model": ErrorReply, "description": "The body is too large."},
     422: {"model": ErrorReply, "description": "The image cannot be used; `code` says why."},
     503: {"model": ErrorReply, "description": "Busy, or the model is not there yet; try again "
                                               "after `Retry-After` seconds."},
-    504: {"model": ErrorReply, "description": "No answer in time."},
 }
 BINARY = {"type": "string", "format": "binary"}
 ONE_IMAGE = {"requestBody": {"required": True, "content": {

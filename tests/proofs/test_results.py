@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from attacks import floods, single
 
 RESULTS = Path(__file__).parents[2] / "proofs" / "results"
 
@@ -32,3 +33,16 @@ def test_no_fault_cost_scoring_an_image_or_a_bit() -> None:
             and case["notes"]["left"] == 0} >= {"new", "replaced"}
     assert all(number == 0 for case in cases for number in case["metrics"].values())
     assert all(len(case["metrics"]) == 7 and case["problems"] == [] for case in cases)
+
+
+def test_every_abuse_was_held_off_by_the_endpoint_or_a_reverse_proxy() -> None:
+    document = json.loads((RESULTS / "abuse.json").read_text())
+    found = {(one["abuse"], one["behind"]): one for one in document["abuses"]}
+    assert len(found) == len(document["abuses"]) >= 50 and document["verdicts"]["WRONG"] == 0
+    assert {attack.name for attack in (*floods.attacks(), *single.attacks())} == {
+        name for name, behind in found if behind is None}
+    bare = {name for (name, _), one in found.items() if one["verdict"] == "needs a reverse proxy"}
+    assert all(found[name, "nginx"]["verdict"] == "ok" for name in bare)
+    for one in found.values():
+        assert one["verdict"] in ("ok", "needs a reverse proxy")
+        assert one["verdict"] != "ok" or one["others"]["failed"] == 0
