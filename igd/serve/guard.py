@@ -31,7 +31,8 @@ UNHOSTED = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metr
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
            (b"cache-control", b"no-store")]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|/v2/models/[^/]+/infer")
+BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|"
+                         r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 
 class Guard:
