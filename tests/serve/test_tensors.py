@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from math import prod
 from typing import Any
@@ -105,3 +106,18 @@ def test_a_body_is_split_where_the_header_says_or_refused(body: bytes, length: s
     (b'{"a": [1, 2.5, "\xc3\xa9", null, true]}', {"a": [1, 2.5, "é", None, True]}), (b"7", 7)])
 def test_json_is_read(text: bytes, value: Any) -> None:
     assert read_json(text) == value
+
+
+def test_pythons_garbage_is_left_alone_while_a_tree_of_lists_is_read() -> None:
+    began: list[str] = []
+    text = b"[" + b",".join([b"[]"] * 100_000) + b"]"
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        began.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        tree = read_json(text)
+    finally:
+        gc.callbacks.remove(note)
+    assert len(tree) == 100_000 and len(began) < 10 and gc.isenabled()

@@ -376,6 +376,8 @@ def test_a_full_endpoint_refuses_and_a_failed_request_gives_its_places_back(
     with endpoint.gate.enter(2):
         reply = client.post(INFER, json=files(picture))
         assert "busy" in refused(reply, 503, "overloaded") and reply.headers["retry-after"]
+    with endpoint.reading.enter(endpoint.reading.places):
+        refused(client.post(INFER, json=files(picture)), 503, "overloaded")
     refused(client.post(INFER, json=files(picture, b"", picture)), 422, "empty")
     refused(client.post(INFER, json={}))
     assert (endpoint.gate.taken, endpoint.reading.taken) == (0, 0)
