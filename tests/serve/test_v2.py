@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import io
@@ -222,7 +223,8 @@ def test_readiness_is_that_of_readyz(serve, tiny_models: Path, tmp_path: Path) -
     assert client.get("/v2/health/ready").json() == {"ready": True}
     endpoint.draining = True
     for path in ("/v2/health/ready", "/readyz"):
-        assert client.get(path).status_code == 503
+        reply = client.get(path)
+        assert (reply.status_code, reply.json()["ready"]) == (503, False)
     assert client.get("/v2/health/live").json() == {"live": True}
 
     shutil.copytree(tiny_models, tmp_path / "m")
@@ -381,6 +383,25 @@ def test_a_full_endpoint_refuses_and_a_failed_request_gives_its_places_back(
     refused(client.post(INFER, json=files(picture, b"", picture)), 422, "empty")
     refused(client.post(INFER, json={}))
     assert (endpoint.gate.taken, endpoint.reading.taken) == (0, 0)
+
+
+def test_images_of_a_request_are_scored_as_many_at_a_time_as_there_are_places(
+        serve, tiny_models: Path, picture: bytes) -> None:
+    endpoint = endpoint_of(EndpointConfig(models=str(tiny_models), in_flight=2))
+    client, score, running, most = serve(endpoint), endpoint.scorers.score, 0, 0
+
+    async def count_and_score(ask: Ask) -> Answer:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        answer = await score(ask)
+        running -= 1
+        return answer
+
+    endpoint.scorers.score = count_and_score
+    reply = client.post(INFER, json=files(*[picture] * 5))
+    assert len(reply.json()["outputs"][0]["data"]) == 5 and most == 2
 
 
 def test_a_batch_beyond_the_limit_of_one_image_is_taken_with_and_without_a_version(
