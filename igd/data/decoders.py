@@ -24,8 +24,11 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from igd.config import ImageConfig
-from igd.data.images import decode, prepare
+from igd.data.images import check_size, decode, prepare
 from igd.errors import ImageError, StorageError
 from igd.records import Reason
 
@@ -61,8 +64,17 @@ def decode_here(content: bytes, image: ImageConfig) -> Decoded:
     Raises:
         ImageError: the image cannot be used.
     """
-    source_HWC = decode(content, max_pixels=image.max_pixels)
+    return resize_here(decode(content, max_pixels=image.max_pixels), image)
+
+
+def resize_here(source_HWC: NDArray[np.uint8], image: ImageConfig) -> Decoded:
+    """Resizes what has been decoded, uint8 RGB of any size, in this process.
+
+    Raises:
+        ImageError: it is too large or too small.
+    """
     height, width, _ = source_HWC.shape
+    check_size(width, height, image.max_pixels)
     return Decoded(width=width, height=height, pixels=prepare(source_HWC, image).tobytes())
 
 

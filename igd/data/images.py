@@ -60,8 +60,8 @@ from igd.data.png import has_all_rows, pixel_chunks
 from igd.errors import DataError, ImageError
 from igd.records import Reason
 
-__all__ = ["ALLOWED_FORMATS", "DECODE_PATH", "MIN_SIDE", "RESAMPLE", "Geometry", "decode",
-           "decode_heatmap", "encode_heatmap", "overlay", "prepare", "prepare_mask"]
+__all__ = ["ALLOWED_FORMATS", "DECODE_PATH", "MIN_SIDE", "RESAMPLE", "Geometry", "check_size",
+           "decode", "decode_heatmap", "encode_heatmap", "overlay", "prepare", "prepare_mask"]
 
 MIN_SIDE = 8
 RESAMPLE = Image.Resampling.BICUBIC
@@ -159,6 +159,18 @@ class Geometry:
         left, top, right, bottom = self.box
         return (max(left, floor(left + x0 * sx)), max(top, floor(top + y0 * sy)),
                 min(right, ceil(left + x1 * sx)), min(bottom, ceil(top + y1 * sy)))
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuses what no model is to see.
+
+    Raises:
+        ImageError: more than `max_pixels` pixels, or a side under `MIN_SIDE`.
+    """
+    if width * height > max_pixels:
+        raise ImageError(Reason.TOO_LARGE, f"{width}x{height} px; at most {max_pixels} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(Reason.TOO_SMALL, f"{width}x{height} px; each side at least {MIN_SIDE}")
 
 
 def prepare(image_HWC: NDArray[np.uint8], config: ImageConfig) -> NDArray[np.uint8]:
@@ -290,11 +302,7 @@ def _load(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _check(image: ImageFile, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(Reason.TOO_LARGE, f"{width}x{height} px; at most {max_pixels} pixels")
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(Reason.TOO_SMALL, f"{width}x{height} px; each side at least {MIN_SIDE}")
+    check_size(*image.size, max_pixels)
     if getattr(image, "is_animated", False):
         raise ImageError(Reason.MULTI_FRAME,
                          f"{image.format} with several frames or pages; expected a single image")

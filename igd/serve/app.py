@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from igd import __version__
 from igd.errors import IgdError
-from igd.serve import v1
+from igd.serve import v1, v2
 from igd.serve.endpoint import Endpoint
 from igd.serve.faults import RequestError, fault_of
 from igd.serve.guard import Guard, error_body
@@ -49,6 +49,7 @@ def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
                   redoc_url=None,  # both would take scripts from somewhere else
                   description="One image in; score, decision and heatmap out.")
     app.include_router(v1.router(endpoint))
+    app.include_router(v2.router(endpoint))
     _answer_health(app, endpoint)
     _answer_errors(app)
     app.add_middleware(Guard, endpoint=endpoint, tells_id=tells_id)
@@ -64,8 +65,7 @@ def _answer_health(app: FastAPI, endpoint: Endpoint) -> None:
              tags=["health"], responses={503: {"model": ReadyReply}})
     async def readyz(response: Response) -> ReadyReply:
         entries = endpoint.catalogue.entries
-        ready = (endpoint.catalogue.settled and not endpoint.draining
-                 and any(entry.card for entry in entries))
+        ready = endpoint.ready
         response.status_code = 200 if ready else 503
         return ReadyReply(ready=ready, draining=endpoint.draining,
                           categories={entry.category: entry.state for entry in entries})

@@ -6,15 +6,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
-from igd.data.decoders import Decoded, decode_here
+from igd.config import ImageConfig
+from igd.data.decoders import Decoded, decode_here, resize_here
 from igd.data.images import Geometry, encode_heatmap, overlay
 from igd.errors import ImageError
 from igd.serve.catalogue import Catalogue
@@ -25,6 +27,11 @@ from igd.serve.models import Answer, Ask, Card
 
 DECODERS = 4
 IN_FLIGHT = 4
+
+Image = bytes | NDArray[np.uint8]
+"""A file, or its decoded pixels: uint8 (H, W, 3), RGB, contiguous."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Scorers(Protocol):
@@ -86,27 +93,63 @@ class Endpoint:
         self.draining = False
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")
 
-    async def score(self, category: str, data: bytes) -> Scored:
-        """Scores one image; the caller holds a place in `gate`.
+    @property
+    def ready(self) -> bool:
+        """Whether there is a point in sending images here."""
+        return (self.catalogue.settled and not self.draining
+                and any(entry.card for entry in self.catalogue.entries))
+
+    async def each(self, images: Sequence[T], one: Callable[[T], Awaitable[R]]) -> list[R]:
+        """Does `one` for each of several images, as many at a time as places are free.
+
+        Raises:
+            OverloadedError: no place is free.
+            Exception: the first that `one` raised; the others were given up.
+        """
+        with self.gate.enter(len(images)) as places:
+            turns = asyncio.Semaphore(places)
+
+            async def in_turn(image: T) -> R:
+                async with turns:
+                    return await one(image)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(in_turn(image)) for image in images]
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def score(self, category: str, image: Image) -> Scored:
+        """Scores one image by what answers for a category; the caller holds a place in `gate`.
 
         Raises:
             UnknownCategoryError, NotReadyError: as `Catalogue.card`.
-            ImageError: the bytes are no image that can be used.
+            ImageError: the image cannot be used.
             StorageError: no scorer could be reached.
         """
+        return await self.score_by(self.catalogue.card(category), image)
+
+    async def score_by(self, card: Card, image: Image) -> Scored:
+        """As `score`, by a model that may have been followed by another meanwhile."""
         began = time.perf_counter()
-        card = self.catalogue.card(category)
         try:
-            decoded = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, decode_here, data, card.image)
+            decoded, sha256 = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, _decoded, image, card.image)
         except ImageError as error:
-            self.metrics.rejected(category, error.reason)
+            self.metrics.rejected(card.category, error.reason)
             raise
         decode_s = time.perf_counter() - began
         answer = await self.scorers.score(Ask(
-            category=category, version=card.version, width=decoded.width, height=decoded.height,
-            pixels=decoded.pixels))
+            category=card.category, version=card.version, width=decoded.width,
+            height=decoded.height, pixels=decoded.pixels))
         self.metrics.scored(card, answer)
         return Scored(card=card, decoded=decoded, answer=answer,
-                      sha256=hashlib.sha256(data).hexdigest(), decode_s=decode_s,
-                      total_s=time.perf_counter() - began)
+                      sha256=sha256, decode_s=decode_s, total_s=time.perf_counter() - began)
+
+
+def _decoded(image: Image, config: ImageConfig) -> tuple[Decoded, str]:
+    """The model's input, and the checksum of what it was made from."""
+    if isinstance(image, bytes):
+        return decode_here(image, config), hashlib.sha256(image).hexdigest()
+    return resize_here(image, config), hashlib.sha256(image.data).hexdigest()

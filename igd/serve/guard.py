@@ -38,7 +38,8 @@ ONCE = {"host", "origin", "authorization", "content-length", "content-type", "tr
 MAX_HEADERS, MAX_HEADER_BYTES = 128, 64 * 1024
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|/v2/models/[^/]+/infer")
+BATCH_ROUTE = re.compile(r"/v1/categories/[^/]+/score-batch|"
+                         r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 
 class Guard:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from igd import registry
 from igd.config import ImageConfig
 from igd.errors import DataError
+from igd.records import TERMS
 from igd.registry import Bundle
 from igd.score.scorer import CPU, Assessment, Device, Judge, Scorer
 
@@ -29,6 +30,7 @@ class Card:
         calibration: `HISTOGRAM_BINS` counts of calibration scores between `scores_from` and
             `scores_to`, for people.
         alpha, threshold: of `anomalous`; review_threshold: of `review`.
+        terms: names of the parts of a score.
     """
 
     category: str
@@ -44,6 +46,7 @@ class Card:
     threshold: float
     review_threshold: float
     region_threshold: float
+    terms: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,4 +193,5 @@ def _card(bundle: Bundle, scorer: Scorer, judge: Judge) -> Card:
         created_at=bundle.created_at, calibration=tuple(counts.tolist()),
         scores_from=float(edges[0]), scores_to=float(edges[-1]),
         alpha=judge.levels.anomalous.alpha, threshold=judge.levels.anomalous.threshold,
-        review_threshold=judge.levels.review.threshold, region_threshold=judge.region_threshold)
+        review_threshold=judge.levels.review.threshold, region_threshold=judge.region_threshold,
+        terms=tuple(name for name in TERMS if not bundle.calibration.column(name).null_count))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Annotated, Any, Literal
 
@@ -76,25 +75,21 @@ def router(endpoint: Endpoint) -> APIRouter:
         endpoint.gate.check()
         endpoint.catalogue.card(category)
         files = await files_of(request, endpoint.reading, most=endpoint.config.max_batch_images)
-        with endpoint.gate.enter(len(files)) as places:
-            turns = asyncio.Semaphore(places)
-            results = await asyncio.gather(*(
-                _item(endpoint, category, file, heatmap, turns, request.state.request_id)
-                for file in files))
+        results = await endpoint.each(files, lambda file: _item(
+            endpoint, category, file, heatmap, request.state.request_id))
         return JSONResponse(BatchReply(results=results).model_dump())
 
     return routes
 
 
 async def _item(endpoint: Endpoint, category: str, file: Sent, heatmap: Heatmap,
-                turns: asyncio.Semaphore, request_id: str) -> BatchItem:
-    async with turns:
-        try:
-            scored = await endpoint.score(category, file.data)
-        except IgdError as error:
-            fault = fault_of(error)
-            return BatchItem(name=file.name, error=ErrorReply(
-                error=fault.message, code=fault.code, request_id=request_id))
+                request_id: str) -> BatchItem:
+    try:
+        scored = await endpoint.score(category, file.data)
+    except IgdError as error:
+        fault = fault_of(error)
+        return BatchItem(name=file.name, error=ErrorReply(
+            error=fault.message, code=fault.code, request_id=request_id))
     return BatchItem(name=file.name, result=_reply(scored, heatmap))
 
 
