@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+"""Of a Chromium that talks to nobody."""
+
 
 class SelfContained(HTMLParser):
     """Fails on a tag that would run something, load something or close another one."""

@@ -19,6 +19,7 @@ from igd.serve.endpoint import Endpoint
 from igd.serve.faults import RequestError, fault_of
 from igd.serve.guard import Guard, error_body
 from igd.serve.metrics import CONTENT_TYPE, page
+from igd.serve.page import router as page_router
 from igd.serve.schemas import ErrorReply, ReadyReply
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
                   description="One image in; score, decision and heatmap out.")
     app.include_router(v1.router(endpoint))
     app.include_router(v2.router(endpoint))
+    app.include_router(page_router(endpoint.config))
     _answer_health(app, endpoint)
     _answer_errors(app)
     app.add_middleware(Guard, endpoint=endpoint, tells_id=tells_id)

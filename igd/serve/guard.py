@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from igd.serve import page
 from igd.serve.config import EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.faults import Fault, RequestError, fault_of
@@ -25,7 +26,7 @@ from igd.serve.tokens import name_of
 
 log = logging.getLogger(__name__)
 
-OPEN = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+OPEN = {*page.PATHS, "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 """Paths that need no token: they say nothing of models or images."""
 UNHOSTED = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
 """Paths that a kubelet or Prometheus asks for by an address; a page that makes a browser come here

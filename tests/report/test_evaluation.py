@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_pages import checked
+from html_pages import FLAGS, checked
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -31,8 +31,6 @@ from igd.score.evaluate import NO_PIXELS, DefectResult, Evaluation, FalsePositiv
 from igd.score.metrics import image_auroc
 from igd.score.oneclass import ProtocolResult
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SIZE = 16
 EVIL = "<script>alert(1)</script>"
 BIDI = "\u202egpj.exe"
