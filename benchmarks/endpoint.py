@@ -14,8 +14,10 @@ the same functions and no HTTP, before and after; and between them an endpoint o
 - `overload`: an open loop at ten times the knee.
 
 The generator has the same cores, and its share is reported with those of the proxy, the ingress
-and the scorers. At the end an endpoint stands under half the knee for `--soak` seconds. Results go
-to benchmarks/results/endpoint.json.
+and the scorers. `ratio_to_bare` is the knee over the rate of the bare processes; `cpu_of_bare` is
+the CPU that an image takes there over all that it takes at the knee, which other work on the
+machine hardly touches. At the end an endpoint stands under half the knee for `--soak` seconds.
+Results go to benchmarks/results/endpoint.json.
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ class Lab:
             found = Measured(replace(load, seconds=seconds, seed=seed), processes).all(self.scorers)
         bare.append(self.bare(seconds))
         rate = statistics.mean(each["images_per_s"] for each in bare)
-        return {"bare": bare, "ratio_to_bare": round(found["knee_per_s"] / rate, 3), **found}
+        cpu_ms = statistics.mean(each["cpu_ms"] for each in bare)
+        return {"bare": bare, "ratio_to_bare": round(found["knee_per_s"] / rate, 3),
+                "cpu_of_bare": round(cpu_ms / found["knee_cpu_ms"], 3), **found}
 
     def soak(self, rate: float, seconds: float) -> dict[str, Any]:
         """A steady load, and what every process holds meanwhile."""
@@ -134,7 +138,7 @@ class Lab:
             process.wait(START_S)
 
     def bare(self, seconds: float) -> dict[str, Any]:
-        """Images per second of bare processes, and milliseconds of an image by step."""
+        """Images per second of bare processes, and what an image takes: CPU, and each step."""
         context = multiprocessing.get_context("spawn")
         start, done = context.Barrier(self.scorers), context.Queue()
         workers = [context.Process(target=score_for, args=(
@@ -147,6 +151,7 @@ class Lab:
             worker.join()
         images = sum(each["images"] for each in found)
         return {"images_per_s": round(sum(each["images"] / each["seconds"] for each in found), 2),
+                "cpu_ms": round(1000 * sum(each["cpu"] for each in found) / images, 2),
                 "ms": {step: round(1000 * sum(each[step] for each in found) / images, 2)
                        for step in ("decode", "score", "encode")}}
 
@@ -161,8 +166,11 @@ class Measured:
         self._under(workers=2 * scorers, seconds=5)  # until models and connections are warm
         unloaded = self._under(workers=1)
         closed = {str(n): self._under(workers=n) for n in (scorers, 2 * scorers, 3 * scorers)}
-        knee = max(found["goodput_per_s"] for found in closed.values())
-        return {"knee_per_s": knee, "unloaded": unloaded, "closed": closed,
+        best = max(closed.values(), key=lambda found: found["goodput_per_s"])
+        knee, kinds = best["goodput_per_s"], best["cpu"].values()
+        return {"knee_per_s": knee,
+                "knee_cpu_ms": round(sum(kind["ms_per_image"] for kind in kinds), 2),
+                "unloaded": unloaded, "closed": closed,
                 "sweep": {str(part): self._under(rate=part * knee) for part in FRACTIONS},
                 "half": self._under(rate=knee / 2, seconds=3 * self._load.seconds),
                 "overload": against(self._under(rate=OVERLOAD * knee), unloaded, knee)}
@@ -213,11 +221,12 @@ def score_for(seconds: float, models_uri: str, files: Sequence[str], start: Barr
     one(bodies[0])
     spent.update(dict.fromkeys(spent, 0.0))
     start.wait(START_S)
-    began, images = time.perf_counter(), 0
+    began, cpu, images = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         one(bodies[images % len(bodies)])
         images += 1
-    done.put({"images": images, "seconds": time.perf_counter() - began, **spent})
+    done.put({"images": images, "seconds": time.perf_counter() - began,
+              "cpu": time.process_time() - cpu, **spent})
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-KINDS = {"ProxyActor": "proxy", ":Ingress": "ingress", ":Scorer": "scorers", "serve": "driver"}
-"""Parts of command lines; Ray sets those of its workers. All else is `ray`."""
+KINDS = {"ProxyActor": "proxy", ":Ingress": "ingress", ":Scorer": "scorers"}
+"""Parts of the titles that Ray gives its workers. All others are `ray`, the command is `driver`."""
 MIB = 1024 * 1024
 SHM = "/dev/shm"
 SETTLED = 0.2
@@ -44,8 +44,14 @@ class Processes:
         found = {}
         for process in (self._root, *self._root.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found[_kind(process), process.pid] = process.as_dict([*attributes])
+                found[self._kind(process), process.pid] = process.as_dict([*attributes])
         return found
+
+    def _kind(self, process: psutil.Process) -> str:
+        if process == self._root:
+            return "driver"
+        title = " ".join(process.cmdline())
+        return next((kind for part, kind in KINDS.items() if part in title), "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,3 @@ def _growth(samples: list[dict[str, float]], name: str) -> dict[str, float]:
             "last": round(float(values[-1]), 1), "most": round(float(values.max()), 1),
             "per_hour": round(3600 * slope, 2)}
 
-
-def _kind(process: psutil.Process) -> str:
-    title = " ".join(process.cmdline())
-    return next((kind for part, kind in KINDS.items() if part in title), "ray")
