@@ -82,7 +82,8 @@ def photographs(tiny_data: Path) -> list[Path]:
 class Misbehaving:
     """A server that does, request by request, what it is told, and the last of it for ever.
 
-    Told: a status, a status and headers or a body, `reset` (after the request was read) or `hang`.
+    Told: a status, a status and headers or a body, `hang`, or, once the request was read, `reset`
+    or `close`.
     """
 
     url = ""
@@ -103,7 +104,7 @@ class Misbehaving:
         elif order == "reset":
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
                                           struct.pack("ii", 1, 0))
-        else:
+        elif order != "close":
             self.answer(handler, *(order if isinstance(order, tuple) else (order,)))
         handler.close_connection = True
 
@@ -218,7 +219,7 @@ def test_an_unusable_image_has_its_reason_and_the_id_of_the_request(ask: Ask, ur
     assert caught.value.reason == "empty"
 
 
-@pytest.mark.parametrize("trouble", [BUSY, "reset"])
+@pytest.mark.parametrize("trouble", [BUSY, "reset", "close"])
 def test_what_passes_is_tried_again_under_the_same_id(ask: Ask, bad: Misbehaving,
                                                       trouble: Any) -> None:
     bad.orders = [trouble, trouble, GOOD]
@@ -226,7 +227,7 @@ def test_what_passes_is_tried_again_under_the_same_id(ask: Ask, bad: Misbehaving
     assert len(bad.asked) == 3 and len(set(bad.ids)) == 1 and len(bad.ids[0]) == 32
 
 
-@pytest.mark.parametrize("trouble", [BUSY, "reset"])
+@pytest.mark.parametrize("trouble", [BUSY, "reset", "close"])
 def test_there_are_as_many_tries_as_asked_for(ask: Ask, bad: Misbehaving, trouble: Any) -> None:
     bad.orders = [trouble]
     with pytest.raises(StorageError, match="3 tries") as caught:
