@@ -1,9 +1,9 @@
 """What Ray Serve's own proxy gets to see of a request. Runs in that proxy, ahead of Serve.
 
 Serve lets any client say how long its proxy waits and whether it minds that the client has gone,
-fails (500) where such a header is not UTF-8, tells everybody at /-/routes what runs, and takes in as
-much of a body as comes, however little of it is asked for. `/-/healthz`, which KubeRay asks for and
-which says nothing, stays.
+fails (500) where such a header is not UTF-8, tells everybody at /-/routes what runs, and takes in
+as much of a body as comes, however little of it is asked for. `/-/healthz`, which KubeRay asks for
+and which says nothing, stays.
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=igd.serve.door.middlewares
 """

@@ -67,14 +67,20 @@ class Scored:
         """x0, y0, x1, y1 of the source pixels that the model saw."""
         return Geometry.of(self.decoded.width, self.decoded.height, self.card.image).box
 
+    @property
+    def heatmap_HW(self) -> NDArray[np.float32]:
+        """float32, at the model's input size; of an image that was scored with one."""
+        assert self.answer.heatmap_HW is not None
+        return self.answer.heatmap_HW
+
     def heatmap(self) -> tuple[bytes, float, float]:
         """As `igd.data.images.encode_heatmap`."""
-        return encode_heatmap(self.answer.heatmap_HW)
+        return encode_heatmap(self.heatmap_HW)
 
     def overlay(self) -> bytes:
         """PNG of the model's input, coloured where it is beyond what normal images reach."""
-        hi = float(self.answer.heatmap_HW.max())
-        return overlay(self._input_HWC(), self.answer.heatmap_HW,
+        hi = float(self.heatmap_HW.max())
+        return overlay(self._input_HWC(), self.heatmap_HW,
                        lo=min(self.card.region_threshold, hi), hi=hi)
 
     def _input_HWC(self) -> NDArray[np.uint8]:
@@ -120,17 +126,20 @@ class Endpoint:
                 raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def score(self, category: str, image: Image) -> Scored:
+    async def score(self, category: str, image: Image, *, heatmap: bool) -> Scored:
         """Scores one image by what answers for a category; the caller holds a place in `gate`.
+
+        Args:
+            heatmap: whether one is wanted.
 
         Raises:
             UnknownCategoryError, NotReadyError: as `Catalogue.card`.
             ImageError: the image cannot be used.
             StorageError: no scorer could be reached.
         """
-        return await self.score_by(self.catalogue.card(category), image)
+        return await self.score_by(self.catalogue.card(category), image, heatmap=heatmap)
 
-    async def score_by(self, card: Card, image: Image) -> Scored:
+    async def score_by(self, card: Card, image: Image, *, heatmap: bool) -> Scored:
         """As `score`, by a model that may have been followed by another meanwhile."""
         began = time.perf_counter()
         try:
@@ -142,7 +151,7 @@ class Endpoint:
         decode_s = time.perf_counter() - began
         answer = await self.scorers.score(Ask(
             category=card.category, version=card.version, width=decoded.width,
-            height=decoded.height, pixels=decoded.pixels))
+            height=decoded.height, pixels=decoded.pixels, heatmap=heatmap))
         self.metrics.scored(card, answer)
         return Scored(card=card, decoded=decoded, answer=answer,
                       sha256=sha256, decode_s=decode_s, total_s=time.perf_counter() - began)

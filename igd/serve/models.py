@@ -56,6 +56,7 @@ class Ask:
     Attributes:
         width, height: of the source, in pixels.
         pixels: uint8 (size, size, 3) of the model's input, as `igd.data.decoders.Decoded` has it.
+        heatmap: whether the answer is to have it; it is as large as the image.
     """
 
     category: str
@@ -63,6 +64,7 @@ class Ask:
     width: int
     height: int
     pixels: bytes
+    heatmap: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Answer:
     """What a model says of one image.
 
     Attributes:
-        heatmap_HW: float32, at the model's input size.
+        heatmap_HW: float32, at the model's input size; None where it was not asked for.
         waited_s: from when the scorer had the image to when it turned to it.
         batch: images that were scored at once.
     """
@@ -78,7 +80,7 @@ class Answer:
     score: float
     terms: dict[str, float]
     assessment: Assessment
-    heatmap_HW: NDArray[np.float32]
+    heatmap_HW: NDArray[np.float32] | None
     waited_s: float = 0.0
     score_s: float
     batch: int
@@ -133,7 +135,8 @@ class Models:
         batch = loaded.scorer.score([_pixels(ask, size) for ask in asks])
         seconds = time.perf_counter() - began
         return [Answer(
-            score=float(batch.scores[i]), heatmap_HW=batch.heatmaps[i],
+            score=float(batch.scores[i]),
+            heatmap_HW=batch.heatmaps[i] if ask.heatmap else None,
             terms={name: float(term[i]) for name, term in batch.terms.items()},
             assessment=loaded.judge.assess(float(batch.scores[i]), batch.heatmaps[i],
                                            (ask.width, ask.height)),

@@ -62,9 +62,10 @@ def router(endpoint: Endpoint) -> APIRouter:
         endpoint.gate.check()
         endpoint.catalogue.card(category)
         data = await one_image(request, endpoint.reading)
+        as_png = "image/png" in request.headers.get("accept", "")
         with endpoint.gate.enter():
-            scored = await endpoint.score(category, data)
-        if "image/png" in request.headers.get("accept", ""):
+            scored = await endpoint.score(category, data, heatmap=as_png or heatmap is not None)
+        if as_png:
             return _picture(scored, heatmap)
         return JSONResponse(_reply(scored, heatmap).model_dump())
 
@@ -85,7 +86,7 @@ def router(endpoint: Endpoint) -> APIRouter:
 async def _item(endpoint: Endpoint, category: str, file: Sent, heatmap: Heatmap,
                 request_id: str) -> BatchItem:
     try:
-        scored = await endpoint.score(category, file.data)
+        scored = await endpoint.score(category, file.data, heatmap=heatmap is not None)
     except IgdError as error:
         fault = fault_of(error)
         return BatchItem(name=file.name, error=ErrorReply(

@@ -106,8 +106,9 @@ def _infer(routes: APIRouter, path: str, find: Callable[..., Awaitable[Card]], e
                     body, header, most_json=endpoint.config.max_body_bytes,
                     most_images=endpoint.config.max_batch_images))
         wanted = _wanted(asked, card)
+        heatmap = any(output.name == HEATMAP for output, _ in wanted)
         scored = await endpoint.each(list(enumerate(asked.images)), lambda numbered: _scored(
-            endpoint, card, *numbered))
+            endpoint, card, *numbered, heatmap=heatmap))
         return await asyncio.to_thread(_reply, asked, card, scored, wanted)
 
 
@@ -129,9 +130,10 @@ async def _body(request: Request, endpoint: Endpoint) -> tuple[str | None, bytea
     return header, body
 
 
-async def _scored(endpoint: Endpoint, card: Card, index: int, image: Image) -> Scored:
+async def _scored(endpoint: Endpoint, card: Card, index: int, image: Image, *, heatmap: bool
+                  ) -> Scored:
     try:
-        return await endpoint.score_by(card, image)
+        return await endpoint.score_by(card, image, heatmap=heatmap)
     except ImageError as error:
         raise ImageError(error.reason, f"image {index}: {error.detail}") from None
 
@@ -167,7 +169,7 @@ def outputs_of(card: Card) -> list[Output]:
                of=lambda scored: scored.answer.assessment.decision),
         *map(term, card.terms),
         Output(name=HEATMAP, datatype="FP32", shape=(card.image.size, card.image.size),
-               of=lambda scored: scored.answer.heatmap_HW)]
+               of=lambda scored: scored.heatmap_HW)]
 
 
 def _wanted(asked: Asked, card: Card) -> list[tuple[Output, bool]]:

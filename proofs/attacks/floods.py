@@ -89,6 +89,8 @@ def _send(client: socket.socket, *parts: bytes | Iterable[bytes]) -> int:
 def _slow(count: int, start: Callable[[Target], bytes] | None, expected: str = "", *,
           may_stay: bool = False) -> Callable[[Target], Seen]:
     """So many clients that send a byte a second, or nothing, until they are cut off."""
+    trickle = b"x" if start else b""
+
     def run(target: Target) -> Seen:
         with ExitStack() as stack:
             clients = [stack.enter_context(target.connect() if start else target.knock())
@@ -102,7 +104,7 @@ def _slow(count: int, start: Callable[[Target], bytes] | None, expected: str = "
                 time.sleep(1)
                 for n in list(left):
                     came[n] += _arrived(clients[n])
-                    if came[n].endswith(b"CLOSED") or not _trickled(clients[n], b"x" if start else b""):
+                    if came[n].endswith(b"CLOSED") or not _trickled(clients[n], trickle):
                         left.discard(n)
                         last = time.monotonic() - began
             replies = {said(one) for one in came if one}

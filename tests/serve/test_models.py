@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,14 @@ def loaded(models: str, max_bytes: int = 1 << 30, batch: int = 1) -> Models:
 
 
 def test_an_answer_has_the_bits_of_a_scorer(many: str) -> None:
-    asked = ask(many, "reed")
+    asked = replace(ask(many, "reed"), heatmap=True)
     answer, = loaded(many).score([asked])
     scorer = Scorer.load(f"{many}/reed")
     expected = scorer.score([np.frombuffer(asked.pixels, np.uint8).reshape(SIZE, SIZE, 3)])
     assert answer.score == expected.scores[0]
     assert answer.terms == {name: term[0] for name, term in expected.terms.items()}
-    assert (answer.heatmap_HW == expected.heatmaps[0]).all()
+    assert answer.heatmap_HW is not None and (answer.heatmap_HW == expected.heatmaps[0]).all()
+    assert loaded(many).score([ask(many, "reed")])[0].heatmap_HW is None
 
 
 def test_the_least_recently_used_model_makes_room(many: str) -> None:

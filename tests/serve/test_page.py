@@ -240,8 +240,9 @@ def test_the_keyboard_is_enough_and_the_focus_can_be_seen(visit: Visit, picture:
     page.keyboard.press("Enter")
     expect(page.locator("#category")).to_have_value("washer")
     page.keyboard.press("Tab")
+    expect(page.locator("#choose")).to_be_focused()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    with page.expect_file_chooser() as chooser:
+    with page.expect_file_chooser(timeout=60_000) as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files([FilePayload(name=name, mimeType="image/png", buffer=picture)
                              for name in ("one.png", "two.png")])
