@@ -1,12 +1,14 @@
 # Everything on a machine with Python 3.11+ and make:
 #   make demo    train, evaluate, score, verify and report on synthetic data
 #   make test    the test suite        make check   lint and types
-#   make proof   kills in a fake cluster, and a server that fails; results in proofs/results/
+#   make proof   kills in a fake cluster, and a server that fails; results in proofs/results/;
+#                DATA=folder, where magnetic_tile/ lies, adds the same bits out of every container
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
+DATA ?= data
 
 .PHONY: demo test proof check setup clean
 .DELETE_ON_ERROR:
@@ -35,6 +37,11 @@ proof: $(READY)
 	$(BIN)/python proofs/train_chaos.py --rounds 2 --trainer always --seed 1 \
 	  --out proofs/results/train_chaos_trainers.json
 	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --images 60 --steps 30
+	@if [ -d "$(DATA)/magnetic_tile" ]; then \
+	  PYTHONPATH=tests $(BIN)/python proofs/containers.py "$(DATA)"; \
+	else \
+	  echo "no $(DATA)/magnetic_tile: proofs/containers.py is left out; give DATA=folder"; \
+	fi
 
 check: $(READY)
 	$(BIN)/ruff check .
