@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -32,3 +33,30 @@ def test_no_fault_cost_scoring_an_image_or_a_bit() -> None:
             and case["notes"]["left"] == 0} >= {"new", "replaced"}
     assert all(number == 0 for case in cases for number in case["metrics"].values())
     assert all(len(case["metrics"]) == 7 and case["problems"] == [] for case in cases)
+
+
+def test_the_tiles_score_to_the_same_bits_whatever_holds_them() -> None:
+    document = json.loads((RESULTS / "containers.json").read_text())
+    runs = document["runs"]
+    containers = ("directory", "tar", "tar.gz", "zip", "wds.tar", "parquet")
+    assert sorted((run["container"], run["place"]) for run in runs) == sorted(
+        itertools.product(containers, ("local", "s3")))
+    assert len({run["shard_members"] for run in runs}) >= 3
+    assert len({run["workers"] for run in runs}) >= 2
+    assert document["images"] >= 1000 and len(document["decisions"]) >= 2
+    assert all((run["images"], run["rejected"]) == (document["images"], 0) for run in runs)
+    assert all(run["differing"] == {"first run": {"rows": 0}, "in process": {"rows": 0}}
+               for run in runs)
+    for name in ("scores_sha256", "said_sha256"):
+        assert {run[name] for run in runs} == {document["in_process"][name]}
+
+
+def test_other_libraries_see_the_tiles_and_their_heatmaps() -> None:
+    document = json.loads((RESULTS / "containers.json").read_text())
+    images, size = document["images"], [document["input_px"]] * 2
+    assert document["readers"].keys() == {"local", "s3"}
+    for place in document["readers"].values():
+        seen = {name: place[name] for name in ("Polars", "DuckDB", "pandas", "deltalake")}
+        assert seen == dict.fromkeys(seen, seen["Polars"])
+        assert (seen["Polars"]["rows"], seen["Polars"]["heatmaps"]) == (images, images)
+        assert seen["Polars"]["heatmap_sizes"] == [size]
