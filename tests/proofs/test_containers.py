@@ -46,14 +46,19 @@ def said(folder: Path, rows: Rows, pictures: Rows) -> list[Row]:
     return in_tables(Place(uri=str(folder), settings={}), DAY.isoformat())
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return said(tmp_path_factory.mktemp("whole"), scores(), heatmaps())
+
+
 @pytest.mark.parametrize("column", [*COLUMNS, "member", "heatmap", "heatmap_min", "heatmap_max"])
-def test_the_last_bit_of_any_column_is_seen(tmp_path: Path, column: str) -> None:
+def test_the_last_bit_of_any_column_is_seen(whole: list[Row], tmp_path: Path,
+                                            column: str) -> None:
     rows, pictures = scores(), heatmaps()
     row, schema = (pictures[1], HEATMAPS) if column in HEATMAPS.names else (rows[1], SCORES)
     row[column] = _nearly(row.get(column), schema.field(column).type)
-    seen = differing(said(tmp_path / "bent", rows, pictures),
-                     said(tmp_path / "whole", scores(), heatmaps()))
-    assert seen == {"11": ["name" if column == "member" else column]}
+    assert differing(said(tmp_path, rows, pictures), whole) == {
+        "11": [column.replace("member", "name")]}
 
 
 def _nearly(value: Any, kind: pa.DataType) -> Any:
@@ -74,22 +79,20 @@ def _nearly(value: Any, kind: pa.DataType) -> Any:
     (lambda rows: rows.pop(0), {"00"}), (lambda rows: rows.append(rows[2]), {"22"}),
     (lambda rows: rows[0].update(sha256="33"), {"00", "33"})])
 def test_what_is_lost_or_doubled_or_made_up_is_seen(
-        tmp_path: Path, change: Callable[[Rows], object], keys: set[str]) -> None:
+        whole: list[Row], tmp_path: Path, change: Callable[[Rows], object],
+        keys: set[str]) -> None:
     rows = scores()
     change(rows)
-    whole, bent = (said(tmp_path / name, found, heatmaps())
-                   for name, found in (("whole", scores()), ("bent", rows)))
+    bent = said(tmp_path, rows, heatmaps())
     assert differing(bent, whole) == differing(whole, bent) == {key: ["rows"] for key in keys}
 
 
-def test_a_heatmap_that_stands_twice_differs(tmp_path: Path) -> None:
-    whole = said(tmp_path / "whole", scores(), heatmaps())
-    twice = said(tmp_path / "twice", scores(), [*heatmaps(), heatmaps()[1]])
+def test_a_heatmap_that_stands_twice_differs(whole: list[Row], tmp_path: Path) -> None:
+    twice = said(tmp_path, scores(), [*heatmaps(), heatmaps()[1]])
     assert list(differing(twice, whole)) == ["11"]
 
 
-def test_order_is_of_no_account_and_digests_tell_columns_apart(tmp_path: Path) -> None:
-    whole = said(tmp_path / "whole", scores(), heatmaps())
+def test_order_is_of_no_account_and_digests_tell_columns_apart(whole: list[Row]) -> None:
     assert differing(whole[::-1], whole) == {} and digest(whole[::-1]) == digest(whole)
     assert len({digest(whole), digest(whole, "score"), digest(whole, "p_value"),
                 digest(whole[1:], "score")}) == 4
