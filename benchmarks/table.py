@@ -347,8 +347,8 @@ def containers() -> str:
     readers = list(document["readers"]["s3"])[1:]
     return "\n".join([
         f"**The same bits, whatever holds the images**: {document['images']:,} photographs as "
-        f"{kinds}, each on a local disk and on an S3 server of the same machine, in shards of "
-        f"{between([run['shard_members'] for run in runs])} images, by "
+        f"{kinds}, each on a local disk and on an S3 server of the same machine, in shards of at "
+        f"most {between([run['shard_members'] for run in runs])} images, by "
         f"{between([run['workers'] for run in runs])} scorers: {len(runs)} runs, {differing} rows "
         "that differ from the first run's, or from what one process says without Ray, in score, "
         "terms, p-value, decision, regions, heatmap or fingerprint. "
