@@ -1,12 +1,14 @@
 # Everything on a machine with Python 3.11+ and make:
 #   make demo    train, evaluate, score, verify and report on synthetic data
 #   make test    the test suite        make check   lint and types
-#   make proof   kills in a fake cluster, a server that fails, abuse; results in proofs/results/
+#   make proof   kills in a fake cluster, a server that fails, abuse; results in proofs/results/;
+#                DATA=folder, where magnetic_tile/ and mvtec_ad/ lie, adds the same bits everywhere
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
+DATA ?= data
 
 .PHONY: demo test proof check setup clean
 .DELETE_ON_ERROR:
@@ -36,6 +38,12 @@ proof: $(READY)
 	  --out proofs/results/train_chaos_trainers.json
 	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --images 60 --steps 30
 	$(BIN)/python proofs/abuse.py
+	PYTHONPATH=tests $(BIN)/python proofs/serve_chaos.py $(DATA)
+	@if [ -d "$(DATA)/magnetic_tile" ]; then \
+	  PYTHONPATH=tests $(BIN)/python proofs/containers.py "$(DATA)"; \
+	else \
+	  echo "no $(DATA)/magnetic_tile: proofs/containers.py is left out; give DATA=folder"; \
+	fi
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -26,10 +26,16 @@ ONE_CLASS_ROWS = ("ms_ssim", "kd", "kd_dsvdd", "kd_gsvdd", "igd", "igd: reconstr
                   "igd: descriptor alone", *BASELINES[:6])
 SHOWN = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "au_pro": "AU-PRO 30%"}
 MACHINE = "{cores} cores ({cpu}), no GPU"
+PROOFS = ("containers",)
 
 
 def load(name: str) -> dict[str, Any]:
-    return dict(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()))
+    return dict(json.loads(results(name).read_text()))
+
+
+def results(name: str) -> Path:
+    folder = "proofs" if name in PROOFS else "benchmarks"
+    return ROOT / folder / "results" / f"{name}.json"
 
 
 def table() -> str:
@@ -40,12 +46,13 @@ def table() -> str:
     sections = [(accuracy, fast + small), (reduced, confirmation), (ladder, fast),
                 (one_class, ["fashion-mnist"]), (nets, ["nets"]),
                 (spine, ["spine-fast", "spine-small", "spine-tiles"]), (queue, ["train-all"]),
-                (batch, ["batch"]), (archives, ["archives"]), (growth, ["growth"])]
+                (batch, ["batch"]), (containers, ["containers"]), (archives, ["archives"]),
+                (growth, ["growth"])]
     return "\n".join(section() for section, names in sections if all(map(exists, names)))
 
 
 def exists(name: str) -> bool:
-    return (ROOT / "benchmarks" / "results" / f"{name}.json").exists()
+    return results(name).exists()
 
 
 def accuracy() -> str:
@@ -329,6 +336,24 @@ def archives() -> str:
             str(found["peak_mb"]["worker"]), f"{busy['mean']} ({busy['most']} at most)"]))
     return "\n".join([*lines, "", "Peaks of the proportional set size; of workers, of the largest. "
                       f"`python benchmarks/archives.py DATA`, {where(document)}.", ""])
+
+
+def containers() -> str:
+    """How many bits depend on what holds the images."""
+    document = load("containers")
+    runs = document["runs"]
+    kinds = ", ".join(sorted({run["container"] for run in runs}))
+    differing = sum(found["rows"] for run in runs for found in run["differing"].values())
+    readers = list(document["readers"]["s3"])[1:]
+    return "\n".join([
+        f"**The same bits, whatever holds the images**: {document['images']:,} photographs as "
+        f"{kinds}, each on a local disk and on an S3 server of the same machine, in shards of at "
+        f"most {between([run['shard_members'] for run in runs])} images, by "
+        f"{between([run['workers'] for run in runs])} scorers: {len(runs)} runs, {differing} rows "
+        "that differ from the first run's, or from what one process says without Ray, in score, "
+        "terms, p-value, decision, regions, heatmap or fingerprint. "
+        f"{', '.join(readers[:-1])} and {readers[-1]} read the same rows and heatmaps. "
+        f"`PYTHONPATH=tests python proofs/containers.py DATA`, {where(document)}.", ""])
 
 
 def growth() -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pandas
+import polars
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -101,12 +103,21 @@ def test_rows_come_back_as_they_went_in(out: str) -> None:
 def test_other_readers_see_the_same_rows(out: str) -> None:
     publish(out, "a", {"x": ["1"], "y": ["2"]})
     publish(out, "b", {"x": ["3"]})
-    files = [f"{out}/scores/{file.path}" for file in tables.live_files(out, "scores", DAY)]
+    columns = ["category", "image_id", "score", "date"]
+    files = [file["uri"] for file in tables.listing(out, "scores", DAY)["files"]]
+    table = DeltaTable(f"{out}/scores")
     with duckdb.connect() as connection:
-        found = connection.execute(
-            "select category, image_id, score, date::varchar from read_parquet($1, "
-            "hive_partitioning = true) order by 1", [files]).fetchall()
-    assert found == [("x", "3", 1.5, "2026-03-01"), ("y", "2", 1.5, "2026-03-01")]
+        found = {"DuckDB": connection.execute(
+            f"select {', '.join(columns)} from read_parquet($1, hive_partitioning = true)",
+            [files]).fetchall()}
+    found["Polars"] = polars.read_delta(f"{out}/scores", columns=columns).rows()
+    found["pandas"] = pandas.read_parquet(files, columns=columns).itertuples(
+        index=False, name=None)
+    found["deltalake"] = table.to_pyarrow_table(columns=columns).to_pandas().itertuples(
+        index=False, name=None)
+    told = {name: sorted((*row[:3], str(row[3])) for row in rows) for name, rows in found.items()}
+    expected = [("x", "3", 1.5, "2026-03-01"), ("y", "2", 1.5, "2026-03-01")]
+    assert all(rows == expected for rows in told.values()), told
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -46,3 +47,30 @@ def test_every_abuse_was_held_off_by_the_endpoint_or_a_reverse_proxy() -> None:
     for one in found.values():
         assert one["verdict"] in ("ok", "needs a reverse proxy")
         assert one["verdict"] != "ok" or one["others"]["failed"] == 0
+
+
+def test_the_tiles_score_to_the_same_bits_whatever_holds_them() -> None:
+    document = json.loads((RESULTS / "containers.json").read_text())
+    runs = document["runs"]
+    containers = ("directory", "tar", "tar.gz", "zip", "wds.tar", "parquet")
+    assert sorted((run["container"], run["place"]) for run in runs) == sorted(
+        itertools.product(containers, ("local", "s3")))
+    assert len({run["shard_members"] for run in runs}) >= 3
+    assert len({run["workers"] for run in runs}) >= 2
+    assert document["images"] >= 1000 and len(document["decisions"]) >= 2
+    assert all((run["images"], run["rejected"]) == (document["images"], 0) for run in runs)
+    assert all(run["differing"] == {"first run": {"rows": 0}, "in process": {"rows": 0}}
+               for run in runs)
+    for name in ("scores_sha256", "said_sha256"):
+        assert {run[name] for run in runs} == {document["in_process"][name]}
+
+
+def test_other_libraries_see_the_tiles_and_their_heatmaps() -> None:
+    document = json.loads((RESULTS / "containers.json").read_text())
+    images, size = document["images"], [document["input_px"]] * 2
+    assert document["readers"].keys() == {"local", "s3"}
+    for place in document["readers"].values():
+        seen = {name: place[name] for name in ("Polars", "DuckDB", "pandas", "deltalake")}
+        assert seen == dict.fromkeys(seen, seen["Polars"])
+        assert (seen["Polars"]["rows"], seen["Polars"]["heatmaps"]) == (images, images)
+        assert seen["Polars"]["heatmap_sizes"] == [size]

@@ -1,0 +1,1 @@
+"""What `containers.py` packs, compares and reads back."""
