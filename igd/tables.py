@@ -397,7 +397,8 @@ def _open(out: str, table: str, version: int | None = None) -> DeltaTable | None
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
-        raise StorageError(f"table {location} cannot be read: {error}") from error
+        raise StorageError(f"table {location} cannot be read: {_said(error)}; check that the "
+                           "endpoint is reachable and the bucket exists") from error
 
 
 def _open_or_create(out: str, table: str) -> DeltaTable:
@@ -410,6 +411,11 @@ def _open_or_create(out: str, table: str) -> DeltaTable:
         DeltaTable.create(location, SCHEMAS[table], mode="ignore", storage_options=options,
                           partition_by=partition_columns(table))
     return DeltaTable(location, storage_options=options)
+
+
+def _said(error: Exception) -> str:
+    """A message of delta-rs, on one line and without colours."""
+    return " ".join(ANSI_COLOUR.sub("", str(error)).split())
 
 
 def _until_committed(out: str, table: str, attempt: Callable[[DeltaTable], bool]) -> bool:
@@ -427,9 +433,8 @@ def _until_committed(out: str, table: str, attempt: Callable[[DeltaTable], bool]
         except (DeltaError, OSError) as error:
             unknown_since = unknown_since or time.monotonic()
             if time.monotonic() - unknown_since > UNKNOWN_S:
-                said = " ".join(ANSI_COLOUR.sub("", str(error)).split())
                 raise StorageError(
-                    f"commit on {storage.join(out, table)} failed: {said}") from error
+                    f"commit on {storage.join(out, table)} failed: {_said(error)}") from error
         time.sleep(random.uniform(0, min(2.0, 0.05 * 2**tries)))
     raise StorageError(f"commit on {storage.join(out, table)} was refused {MAX_COMMIT_ATTEMPTS} "
                        "times; another writer does not stop")

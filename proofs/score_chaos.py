@@ -62,6 +62,8 @@ KINDS: dict[str, Callable[[Night, Options], Iterator[Found]]] = {
 def main() -> None:
     asked = _options()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
+    # in the background of a shell it is ignored, and so would the runs do that are sent one
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # told to stop, it stops its servers and its cluster
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     cases: list[Found] = []

@@ -39,7 +39,9 @@ def main() -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):  # a second one would take the code away
             signal.signal(number, signal.SIG_IGN)
         say("igd-ray: interrupted; run the same command again to go on")
-        code = 143 if terminated else 130
+        # not sys.exit: C++ may abort in a thread that was cut off, and the code would be lost
+        sys.stdout.flush()
+        os._exit(143 if terminated else 130)
     except typer.TyperException as error:
         error.show()  # type: ignore[attr-defined]
         code = error.exit_code

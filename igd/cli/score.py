@@ -285,8 +285,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
           f"{summary['images_per_s']} images/s")
     _print_pace(summary)
     if not summary["planned"] and not summary.get("new_only"):
-        say("  the sources hold no image: what was published for this date before is replaced by "
-             "nothing; check that the dump is there")
+        say("  the sources hold no image; check that the dump is there")
     for category, counts in summary["decisions"].items():
         bundle = summary["bundles"].get(category)
         if bundle:

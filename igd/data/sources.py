@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from igd import storage
 from igd.data.globs import Glob, glob_of
@@ -112,8 +113,11 @@ def scan(uri: str, done: Callable[[SourceRecord], None],
     """
     picker = picker or Picker()
     members = size = 0
+    unlisted: list[str] = []
     for entry in select_inputs(uri, picker.take):
         seen(entry)
+        if entry.problem == "denied" and not entry.version:
+            unlisted.append(entry.key)
         if is_archive(entry):
             yield from _scan_archive(entry, done, picker, column)
         else:
@@ -123,8 +127,15 @@ def scan(uri: str, done: Callable[[SourceRecord], None],
             break
     if members or storage.stat(uri) is None:
         done(SourceRecord(source_uri=storage.canonical(uri), source_version="", kind="files",
-                          members=members, bytes=size, status=SourceStatus.COMPLETE,
-                          detail=AT_LIMIT if picker.full else None))
+                          members=members, bytes=size, **_how_listed(unlisted, picker)))
+
+
+def _how_listed(unlisted: Sequence[str], picker: Picker) -> dict[str, Any]:
+    """Status and detail of a source; what a folder that cannot be read holds is not known."""
+    if unlisted:
+        return {"status": SourceStatus.DENIED, "detail": f"of {len(unlisted)} names no more may be "
+                f"known (first: {unlisted[0]}); images in such a folder are missing"}
+    return {"status": SourceStatus.COMPLETE, "detail": AT_LIMIT if picker.full else None}
 
 
 def is_archive(entry: storage.Entry) -> bool:
@@ -217,12 +228,16 @@ def _unless_nested(member: Member) -> Member:
                                reject_detail="an archive within an archive is not opened")
 
 
+NO_FILE = {"denied": "cannot be opened",
+           "not_regular": "a pipe, a device, or a link to a folder or to nothing"}
+
+
 def file_member(entry: storage.Entry) -> Member:
     """An object that is no archive, as a member."""
     reason: str | None = None
     detail: str | None = None
     if entry.problem is not None:
-        reason, detail = Reason(entry.problem), "cannot be opened"
+        reason, detail = Reason(entry.problem), NO_FILE[entry.problem]
     elif entry.key.lower().endswith(UNREAD_SUFFIXES):
         reason, detail = Reason.FORMAT_NOT_ALLOWED, "a tar packed by bzip2 or xz is not read"
     elif entry.size > MAX_MEMBER_BYTES:

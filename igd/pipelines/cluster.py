@@ -118,8 +118,8 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         return
     _sweep()
     with _own_folder() as own:
-        _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, own)
         try:
+            _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, own)
             yield _resources()
         finally:
             _quiet_threads()
@@ -228,9 +228,13 @@ def _connect(address: str, temp_dir: str) -> None:
             ray.init(address=address, **settings)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would abort the process
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # the border: of a node that does not start, Ray raises just that
+        if address == LOCAL:
+            raise StorageError(f"Ray did not start on this machine: {error}; is it very busy, or "
+                               "out of memory or disk? Run the command again") from error
         raise StorageError(f"Ray cluster {address!r} cannot be reached: {error}; check "
-                           "--ray-address or RAY_ADDRESS") from error
+                           "--ray-address or RAY_ADDRESS, and, where the cluster asks for a token, "
+                           "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from error
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from igd import storage, tables
 from igd.data.members import Member
+from igd.errors import DataError
 from igd.pipelines.known import Known
 from igd.pipelines.listing import Listing, Models, Routed
 from igd.pipelines.ownership import Ids, among, packed
@@ -61,7 +62,8 @@ def plan_parts(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category
 
     Raises:
         ConfigError: a pattern of --include that matches nothing.
-        DataError: a source is not there.
+        DataError: a source is not there, or the sources that the run before found images in hold
+            none any more.
         ModelError: the category asked for has no usable model, or that of an image has none.
     """
     parts = frozen_parts(run.at())
@@ -80,8 +82,19 @@ def plan_parts(run: Run, *, shard_members: int = SHARD_MEMBERS, unknown_category
             listing.models.adopt(_models_of([part]))
             planned.add(part)
             pending = planned.lacks(pending)
+    if not parts and not run.request.new_only:
+        _refuse_to_empty(run)
     tables.claim_output(run.request.out)
     run.create_json("plan.json", _whole(run, parts, listing, known))
+
+
+def _refuse_to_empty(run: Run) -> None:
+    before = Run(request=run.request, generation=run.generation - 1)
+    plan = before.read_json("plan.json") if before.generation else None
+    if plan is not None and plan["members"] and before.is_live(plan):
+        raise DataError(f"the sources hold no image any more, and {plan['members']} of them are "
+                        f"published for {plan['date']}; nothing was replaced; check that the dump "
+                        "is there")
 
 
 def frozen_parts(run_at: str) -> list[Part]:

@@ -118,7 +118,8 @@ def request(sources: Sequence[str], *, models: str, out: str, date: Date, routin
     """A checked `Request`.
 
     Raises:
-        ConfigError: as `inputs`, rates out of range, an unknown policy, `out` inside a source.
+        ConfigError: as `inputs`, rates out of range, an unknown policy, `out` inside a source,
+            a source inside `out`.
     """
     if heatmaps not in HEATMAP_POLICIES:
         raise ConfigError(f"--heatmaps {heatmaps!r}: expected one of {', '.join(HEATMAP_POLICIES)}")
@@ -127,6 +128,7 @@ def request(sources: Sequence[str], *, models: str, out: str, date: Date, routin
             raise ConfigError(f"{option} {rate}: expected a rate between 0 and 1, such as 0.01")
     checked = inputs(sources, models=models, routing=routing, selection=selection, gpu=gpu)
     _refuse_inside("--out", out, checked.sources)
+    _refuse_own(out, checked.sources)
     policy: HeatmapPolicy = next(p for p in HEATMAP_POLICIES if p == heatmaps)
     return Request(**vars(checked), out=storage.canonical(out), date=date, fpr=fpr,
                    review_fpr=review_fpr, heatmaps=policy, new_only=new_only,
@@ -220,6 +222,15 @@ def _refuse_inside(option: str, place: str, sources: Sequence[str]) -> None:
         if storage.is_inside(place, source) or (glob is not None and glob.may_hold(place)):
             raise ConfigError(f"{option} {place} lies inside source {source}; its files would "
                               "count as images; choose a place outside")
+
+
+def _refuse_own(out: str, sources: Sequence[str]) -> None:
+    for source in sources:
+        glob = glob_of(source)
+        place = source if glob is None else glob.fixed
+        if place == storage.canonical(out) or storage.is_inside(place, out):
+            raise ConfigError(f"source {source} lies in --out {out}; what a run writes would count "
+                              "as images; choose a place outside")
 
 
 def read_document(uri: str) -> dict[str, Any] | None:

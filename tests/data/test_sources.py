@@ -247,6 +247,18 @@ def test_an_archive_that_may_not_be_read_costs_itself_only(
         "1.tar": "complete", "2.tar": "denied", "3.tar": "complete"}
 
 
+def test_a_folder_that_may_not_be_read_leaves_its_source_incomplete(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    shut = storage.Entry(storage.canonical(str(tmp_path / "shut")), "shut", 0, "", "denied")
+    listed = list(storage.list_objects(str(tmp_path)))
+    monkeypatch.setattr(storage, "list_objects", lambda uri: iter([*listed, shut]))
+    found, records = scanned(str(tmp_path))
+    assert [(path, member.reject_reason) for path, member in found] == [
+        ("a.png", None), ("shut", "denied")]
+    assert records[0].status == SourceStatus.DENIED and "shut" in str(records[0].detail)
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
 def test_nothing_is_written_to_disk_by_reading_a_hostile_archive(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "in"

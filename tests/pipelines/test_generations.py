@@ -13,7 +13,7 @@ from igd import storage, tables
 from igd.config import preset_config
 from igd.data.routing import Routing
 from igd.data.selection import selection
-from igd.errors import LostRaceError, ModelError
+from igd.errors import DataError, LostRaceError, ModelError
 from igd.pipelines import score as scoring
 from igd.pipelines.category import CategoryTask, train_category
 from igd.pipelines.publish import publish
@@ -168,13 +168,26 @@ def test_verify_misses_a_category_that_was_deleted_whole(asked, folder) -> None:
     assert any("weave has no row" in line for line in verify(wanted.out, wanted.date)["problems"])
 
 
-def test_an_emptied_dump_replaces_its_rows_and_verify_knows_the_run(asked, folder) -> None:
+def test_an_emptied_dump_takes_no_published_row_away(asked, folder) -> None:
     wanted = asked(folder("d", weave=2))
     scoring.score(wanted)
-    shutil.rmtree(Path(folder("d")) / "weave")
+    (Path(folder("d")) / "weave").rename(Path(folder("d")).parent / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(DataError, match="2 of them are published"):
+            scoring.score(wanted)
+    assert counts(wanted) == {"weave": 2}
+    (Path(folder("d")).parent / "elsewhere").rename(Path(folder("d")) / "weave")
+    assert scoring.score(wanted)["already_published"]
+
+
+def test_a_dump_that_was_empty_is_scored_when_it_comes(asked, folder) -> None:
+    Path(folder("d", weave=1), "weave").rename(Path(folder("d")).parent / "elsewhere")
+    wanted = asked(folder("d"))
     assert scoring.score(wanted)["planned"] == 0
-    assert counts(wanted) == {}
     assert verify(wanted.out, wanted.date)["rows"] == 0
+    assert scoring.score(wanted)["already_published"]
+    folder("d", weave=2)
+    assert scoring.score(wanted)["planned"] == 2 and counts(wanted) == {"weave": 2}
 
 
 def test_the_null_scorer_does_all_but_score(asked, folder) -> None:

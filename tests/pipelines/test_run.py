@@ -101,3 +101,10 @@ def test_a_plan_is_frozen_by_the_first_who_writes_it(tmp_path) -> None:
     assert run.create_json("plan.json", {"by": "one"})
     assert not run.create_json("plan.json", {"by": "two"})
     assert run.read_json("plan.json") == {"by": "one"}
+
+
+@pytest.mark.parametrize("source", ["out", "out/heatmaps", "out/*/**"])
+def test_what_runs_write_is_no_source(tmp_path, source) -> None:
+    with pytest.raises(ConfigError, match="lies in --out"):
+        request([str(tmp_path / source)], models=str(tmp_path / "models"),
+                out=str(tmp_path / "out"), date=date(2026, 1, 2), routing=Routing(category="a"))
