@@ -36,7 +36,10 @@ proof: $(READY)
 	$(BIN)/python proofs/train_chaos.py --rounds 5
 	$(BIN)/python proofs/train_chaos.py --rounds 2 --trainer always --seed 1 \
 	  --out proofs/results/train_chaos_trainers.json
-	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --images 60 --steps 30
+	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --images 60 --steps 30 \
+	  --kinds driver,step,worker,stopped,node,storage,input,schedulers,stale
+	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --kinds head,signal,disk --rounds 2 \
+	  --out proofs/results/score_chaos_signals.json
 	$(BIN)/python proofs/abuse.py
 	PYTHONPATH=tests $(BIN)/python proofs/serve_chaos.py $(DATA)
 	@if [ -d "$(DATA)/magnetic_tile" ]; then \
