@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -95,6 +97,7 @@ def serve(
                 signal.pause()
             except KeyboardInterrupt:
                 say("stopping: answering what is under way")
+                sys.stdout = io.StringIO()  # where Ray tells of every actor that it ends
     raise typer.Exit(0)
 
 
