@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-import igd.serve.endpoint  # one of its errors belongs to the tree
+import igd.serve.catalogue  # one of its errors belongs to the tree
 from igd import errors
 from igd.errors import IgdError, ImageError
 from igd.records import Reason
@@ -34,7 +34,7 @@ def test_an_error_survives_pickle_whole(cls: type[IgdError]) -> None:
 
 
 def test_every_error_is_drawn_in_the_tree() -> None:
-    assert igd.serve.endpoint.UnknownCategoryError in tree(IgdError)
+    assert igd.serve.catalogue.UnknownCategoryError in tree(IgdError)
     for cls in tree(IgdError):
         if cls.__module__ == errors.__name__:
             assert cls.__name__ in str(errors.__doc__)
