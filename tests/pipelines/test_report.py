@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from html_pages import FLAGS
-from playwright.sync_api import Page, sync_playwright
+from html_pages import chromium
+from playwright.sync_api import Page
 
 from igd.pipelines.report import report
 from igd.pipelines.run import Run
@@ -16,13 +15,8 @@ from igd.pipelines.run import Run
 
 @pytest.fixture(scope="module")
 def browser_page() -> Iterator[Page]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         yield browser.new_page(viewport={"width": 390, "height": 800})
-        browser.close()
 
 
 def test_the_page_of_a_run_fits_a_phone_and_asks_for_nothing(published_run: Run,

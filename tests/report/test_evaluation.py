@@ -6,16 +6,14 @@ import dataclasses
 import html
 import io
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from html_pages import FLAGS, checked
+from html_pages import checked, chromium
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from igd import cli
 from igd.data.datasets import TestSet
@@ -324,11 +322,7 @@ def test_evaluate_writes_a_page_that_fits_a_phone(
     assert capsys.readouterr().out.splitlines()[-1] == str(file)
     said = words(checked(file.read_text()))
     assert "washer preset fast" in said and "weave preset fast" in said
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 800})
         asked: list[str] = []
         complaints: list[str] = []
@@ -338,5 +332,4 @@ def test_evaluate_writes_a_page_that_fits_a_phone(
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
         assert page.locator("img").count() == 2 * 2 * 12
-        browser.close()
     assert complaints == [] and set(asked) <= {"file", "data"}

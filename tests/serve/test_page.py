@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import threading
 import time
 import urllib.request
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from html_pages import FLAGS
+from html_pages import chromium
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect
 from serving import endpoint_of
 
 from igd.config import ImageConfig
@@ -71,13 +70,8 @@ def url(endpoint: Endpoint) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -233,6 +227,7 @@ def test_an_image_that_browsers_cannot_show_is_shown_as_the_model_saw_it(
 
 def test_the_keyboard_is_enough_and_the_focus_can_be_seen(visit: Visit, picture: bytes) -> None:
     page = visit()
+    page.on("filechooser", lambda _: None)  # from here on it is told, however quick the keys are
     expect(page.locator("#category")).to_have_value("weave")
     page.keyboard.press("Tab")
     page.keyboard.type("wash")
