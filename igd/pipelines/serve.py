@@ -10,6 +10,7 @@ for is answered by all of them. On a GPU a scorer takes several images at once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -22,7 +23,6 @@ from typing import Any
 import ray
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client.core import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -38,6 +38,7 @@ from igd.serve.app import create_app
 from igd.serve.config import LOOPBACK, EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.local import LocalScorers
+from igd.serve.metrics import ByReplica
 from igd.serve.models import Answer, Ask, Card, Models
 from igd.serve.tokens import tokens_of
 
@@ -72,8 +73,8 @@ class ScorerDeployment:
     async def score(self, ask: Ask) -> Answer:
         return await self._score(ask)
 
-    async def collect(self) -> list[Metric]:
-        return (await self._local.collect())[0]
+    async def collect(self) -> ByReplica:
+        return await self._local.collect()
 
     async def _in_batch(self, ask: Ask) -> Answer:
         answer = await self._batch(ask)
@@ -109,11 +110,11 @@ class RemoteScorers:
         answer: Answer = await self._asked("score", ask)
         return answer
 
-    async def collect(self) -> list[list[Metric]]:
-        with contextlib.suppress(TimeoutError, RayError, RayServeException):
-            return list(await self._scorers.broadcast("collect").results_async(
-                timeout_s=COLLECT_S))
-        return []
+    async def collect(self) -> ByReplica:
+        application = serve.get_replica_context().app_name
+        found = await asyncio.gather(*map(_collected, (
+            self._scorers, serve.get_deployment_handle(INGRESS, application))))
+        return {**found[0], **found[1]}
 
     async def _asked(self, method: str, *arguments: Any) -> Any:
         """What a scorer says; another is asked where one died meanwhile."""
@@ -127,6 +128,16 @@ class RemoteScorers:
                     raise StorageError("a scorer failed: "
                                        f"{str(error).splitlines()[0]}") from error
         raise AssertionError
+
+
+async def _collected(replicas: DeploymentHandle[Any]) -> ByReplica:
+    """What the replicas of a deployment have counted, those aside that do not say so in time."""
+    with contextlib.suppress(TimeoutError, RayError, RayServeException):
+        answers = await replicas.broadcast("collect").results_async(
+            timeout_s=COLLECT_S, return_exceptions=True)
+        return {name: families for answer in answers if not isinstance(answer, BaseException)
+                for name, families in answer.items()}
+    return {}
 
 
 @serve.deployment(name=INGRESS, max_ongoing_requests=512, max_queued_requests=512)
@@ -143,6 +154,9 @@ class IngressDeployment:
     async def drain(self) -> None:
         """Says from now on that images had better be sent elsewhere; they are still scored."""
         self._endpoint.draining = True
+
+    async def collect(self) -> ByReplica:
+        return self._endpoint.metrics.collect()
 
 
 @dataclass(frozen=True, kw_only=True)

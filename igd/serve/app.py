@@ -77,7 +77,7 @@ def _answer_health(app: FastAPI, endpoint: Endpoint) -> None:
              responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
     async def metrics() -> Response:
         others = await endpoint.scorers.collect()
-        return Response(page([endpoint.metrics.collect(), *others]), media_type=CONTENT_TYPE)
+        return Response(page({**others, **endpoint.metrics.collect()}), media_type=CONTENT_TYPE)
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client.core import Metric
 
 from igd.config import ImageConfig
 from igd.data.decoders import Decoded, decode_here, resize_here
@@ -22,7 +21,7 @@ from igd.errors import ImageError
 from igd.serve.catalogue import Catalogue
 from igd.serve.config import EndpointConfig
 from igd.serve.gate import Gate
-from igd.serve.metrics import RequestMetrics
+from igd.serve.metrics import ByReplica, RequestMetrics
 from igd.serve.models import Answer, Ask, Card
 
 DECODERS = 4
@@ -43,8 +42,8 @@ class Scorers(Protocol):
     async def score(self, ask: Ask) -> Answer:
         """As `igd.serve.models.Models.score`, of one image."""
 
-    async def collect(self) -> list[list[Metric]]:
-        """The metrics of all processes but this one."""
+    async def collect(self) -> ByReplica:
+        """The metrics of the scorers, and of other ingresses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from prometheus_client.core import Metric
-
 from igd.errors import IgdError
-from igd.serve.metrics import of_models
+from igd.serve.metrics import ByReplica, of_models
 from igd.serve.models import Answer, Ask, Card, Models
 
 
@@ -40,8 +38,8 @@ class LocalScorers:
         return await asyncio.get_running_loop().run_in_executor(
             self._scoring, self._score_all, asks, asked)
 
-    async def collect(self) -> list[list[Metric]]:
-        return [of_models(self.models)]
+    async def collect(self) -> ByReplica:
+        return of_models(self.models)
 
     def _score_all(self, asks: Sequence[Ask], asked: float) -> list[Answer | IgdError]:
         waited_s = time.perf_counter() - asked

@@ -8,8 +8,9 @@ registry, the routes of the application, codes.
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -28,6 +29,15 @@ RECENT = 1024
 QUANTILES = (0.5, 0.9, 0.99)
 SECONDS = (.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30)
 BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+ByReplica = Mapping[str, list[Metric]]
+"""What processes have counted: families by what they are about and the process's name."""
+
+
+def this_process() -> str:
+    """What this process is called in the label `replica`."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class RequestMetrics:
@@ -60,9 +70,9 @@ class RequestMetrics:
     def rejected(self, category: str, reason: str) -> None:
         self._rejected.labels(category, reason).inc()
 
-    def collect(self) -> list[Metric]:
+    def collect(self) -> ByReplica:
         """The samples of this process."""
-        return of_this_process(self._registry.collect())
+        return of_this_process("requests", self._registry.collect())
 
 
 class _Now(Collector):
@@ -111,29 +121,29 @@ class _Now(Collector):
         return family
 
 
-def of_models(models: Models) -> list[Metric]:
+def of_models(models: Models) -> ByReplica:
     """What a scorer says of the models it holds."""
-    return of_this_process([
+    return of_this_process("models", [
         CounterMetricFamily("igd_models_evicted", "Models dropped to make room for others.",
                             value=models.evicted),
         GaugeMetricFamily("igd_models_held", "Models in memory.", value=len(models.held)),
         GaugeMetricFamily("igd_models_held_bytes", "Their weights.", value=models.held_bytes)])
 
 
-def of_this_process(families: Iterable[Metric]) -> list[Metric]:
+def of_this_process(about: str, families: Iterable[Metric]) -> ByReplica:
     """Families whose samples say which process they are of."""
-    found = []
+    name, found = this_process(), []
     for family in families:
-        family.samples = [sample._replace(labels={**sample.labels, "replica": str(os.getpid())})
+        family.samples = [sample._replace(labels={**sample.labels, "replica": name})
                           for sample in family.samples]
         found.append(family)
-    return found
+    return {f"{about} of {name}": found}
 
 
-def page(processes: Sequence[Sequence[Metric]]) -> bytes:
+def page(replicas: ByReplica) -> bytes:
     """The text of /metrics: families of several processes, each family once."""
     merged: dict[str, Metric] = {}
-    for families in processes:
+    for families in replicas.values():
         for family in families:
             if family.name in merged:
                 merged[family.name].samples += family.samples

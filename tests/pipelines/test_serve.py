@@ -37,9 +37,9 @@ def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def url(cluster, models: str) -> Iterator[str]:
-    """An endpoint with two scorers on the cluster of the session."""
+    """An endpoint with two scorers and two ingresses on the cluster of the session."""
     config = EndpointConfig(models=models, follow_s=0.2, drain_s=0.1)
-    with running(config, Listen(port=free_port()), Replicas(scorers=(2, 2))) as url:
+    with running(config, Listen(port=free_port()), Replicas(scorers=(2, 2), ingress=2)) as url:
         wait_until_ready(url)
         yield url
 
@@ -140,6 +140,20 @@ def test_an_endpoint_told_to_stop_answers_what_it_has(tiny_models: Path, image: 
     assert process.returncode == 0, said
     assert url in said_first and out == "" and "Traceback" not in said
     assert {answer[0] for answer in load.answers} == {200, "ConnectError"}, load.answers
+
+
+def test_metrics_are_those_of_every_replica(url: str, image: bytes) -> None:
+    for _ in range(6):
+        assert httpx.post(url + SCORE, content=image, timeout=60).status_code == 200
+    pages = [httpx.get(f"{url}/metrics").text for _ in range(3)]
+    for page in pages:
+        lines = page.splitlines()
+        assert sum(line.startswith("igd_models_held{") for line in lines) == 2
+        assert sum(line.startswith("igd_images_in_flight{") for line in lines) == 2
+        assert page.count("# TYPE igd_images_scored_total counter") == 1
+    scored = {sum(float(line.rpartition(" ")[2]) for line in page.splitlines()
+                  if line.startswith("igd_images_scored_total{")) for page in pages}
+    assert len(scored) == 1 and scored.pop() >= 6  # whichever ingress was asked
 
 
 def test_a_taken_port_and_a_second_endpoint_are_refused(url: str, models: str) -> None:
