@@ -7,8 +7,9 @@
                 the Open Inference Protocol: the same bits and decisions
     many        20 categories, memory for about 4 of them in each of two scorers: every answer of
                 many interleaved requests is the right one; models evicted are counted
-    scorer      a scorer is killed under load: no request fails
-    ingress     an ingress of two is killed under load: no request fails but those it had
+    replica     one of two scorers is killed under load: no request fails but those it had
+    scorer      the same behind two ingresses: no request fails
+    ingress     one of these is killed under load: no request fails but those it had
     promotion   a version is promoted, a damaged one is put in use, and rolled back, under load
     stop        SIGTERM under load
 
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", help="without it, parity is left out")
     parser.add_argument("--rounds", type=int, default=3, help="of each disturbance")
     parser.add_argument("--requests", type=int, default=2000, help="over the 20 categories")
-    parser.add_argument("--kinds", default="parity,many,scorer,ingress,promotion,stop")
+    parser.add_argument("--kinds", default="parity,many,replica,scorer,ingress,promotion,stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
@@ -95,7 +96,8 @@ def _cases(lab: Lab, kind: str, asked: argparse.Namespace) -> Iterator[Found]:
             yield stop(lab)
     else:
         disturb: Callable[[Lab, Server, Load], list[str]] = DISTURBANCES[kind]
-        with lab.serving("--scorers", "2", "--ingress", "2", "--in-flight", "4") as server:
+        ahead = ("--ingress", "2") if kind in ("scorer", "ingress") else ()
+        with lab.serving("--scorers", "2", *ahead) as server:
             for _ in range(asked.rounds):
                 yield under_load(lab, server, disturb)
 
@@ -271,7 +273,7 @@ def under_load(lab: Lab, server: Server, disturb: Callable[[Lab, Server, Load], 
         load.wait_for(20 + lab.dice.randrange(20))
         problems = disturb(lab, server, load)
         load.wait_for(40)
-    excused = load.clients if disturb is DISTURBANCES["ingress"] else 0
+    excused = load.clients if disturb in map(DISTURBANCES.get, ("replica", "ingress")) else 0
     return {"seconds": round(time.monotonic() - began, 1),
             **_counted(load, {"200"}, problems, excused)}
 
@@ -334,7 +336,8 @@ def _until(load: Load, holds: Callable[[], bool], what: str) -> list[str]:
 
 
 DISTURBANCES: dict[str, Callable[[Lab, Server, Load], list[str]]] = {
-    "scorer": kill("Scorer"), "ingress": kill("Ingress"), "promotion": promotion}
+    "replica": kill("Ingress"), "scorer": kill("Scorer"), "ingress": kill("Ingress"),
+    "promotion": promotion}
 
 
 def stop(lab: Lab) -> Found:

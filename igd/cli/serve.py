@@ -44,12 +44,13 @@ def serve(
                                      "the load. By default one for each CPU.")] = None,
     gpus_per_scorer: Annotated[float, typer.Option(
         min=0, help="GPUs of each scorer, .25 for four of them on one; 0 scores on CPUs.")] = 0.0,
-    ingress: Annotated[int, typer.Option(
-        min=1, help="Processes that take requests and decode images.")] = 1,
+    ingress: Annotated[int | None, typer.Option(
+        min=0, help="Processes that take requests and decode images ahead of the scorers; a "
+                    "scorer that dies then costs no request. By default 1 ahead of GPUs; on CPUs "
+                    "0: scorers do it themselves, which takes less CPU.")] = None,
     in_flight: Annotated[int | None, typer.Option(
-        min=1, help="Images that one ingress has scored or waiting at a time; more are refused at "
-                    "once, with 503. By default two for each scorer, which bounds the wait.")
-        ] = None,
+        min=1, help="Images that are scored or wait at a time; more are refused at once, with "
+                    "503. By default two for each scorer on a CPU, which bounds the wait.")] = None,
     model_mib: Annotated[int, typer.Option(
         min=1, help="Of models that each scorer keeps in memory; the least recently used one is "
                     "dropped.")] = 1024,
@@ -65,10 +66,14 @@ def serve(
     Example: `igd-ray serve --models ./models`, then
     `curl --data-binary @part.png 127.0.0.1:8000/v1/categories/bottle/score`
     """
+    from igd.serve import door
+
+    for name, value in door.ENVIRONMENT.items():  # ahead of Ray, for a cluster that is started here
+        os.environ.setdefault(name, value)
+
     from igd import registry, storage
     from igd.pipelines.cluster import connected
     from igd.pipelines.serve import Listen, Replicas, running
-    from igd.serve import door
     from igd.serve.config import LOOPBACK, MIB, EndpointConfig
     from igd.serve.tokens import tokens_of
 
@@ -83,7 +88,6 @@ def serve(
         models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr, tokens=known,
         hosts=(*LOOPBACK, host, *(allow_host or ())), model_bytes=model_mib * MIB,
         follow_s=follow_s, in_flight=in_flight)
-    os.environ.setdefault(door.VARIABLE, door.CALLBACK)  # for a cluster that is started here
     certificate, key = tls or (None, None)
     listen = Listen(host=host, port=port, certificate=certificate, key=key)
     with connected(ray_address) as resources:

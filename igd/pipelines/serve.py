@@ -3,9 +3,10 @@
     igd-ray serve --models URI                          this machine, or a cluster
     serve deploy config.yaml                            `igd.pipelines.serve:app` with its `args`
 
-A request goes from Serve's proxy to a replica of the ingress, which checks and decodes it, and from
-there to the scorer that has least to do. Any scorer scores any category: a category that all ask
-for is answered by all of them. On a GPU a scorer takes several images at once.
+A request goes from Serve's proxy to the replica of the ingress that has least to do, which checks
+and decodes it. On CPUs that replica scores it too. On GPUs, or where it is asked for, it goes on to
+the scorer that has least to do; on a GPU a scorer takes several images at once. Any of them scores
+any category: one that all ask for is answered by all.
 """
 
 from __future__ import annotations
@@ -33,19 +34,22 @@ from ray.serve.handle import DeploymentHandle
 from igd import storage
 from igd.errors import ConfigError, IgdError, StorageError
 from igd.pipelines.cluster import SCORER_CPUS, own_error
-from igd.score.scorer import CPU, GPU
+from igd.score.scorer import CPU, GPU, Device
+from igd.serve import door
 from igd.serve.app import create_app
 from igd.serve.config import LOOPBACK, EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.local import LocalScorers
-from igd.serve.metrics import ByReplica
+from igd.serve.metrics import ByReplica, of_models
 from igd.serve.models import Answer, Ask, Card, Models
 from igd.serve.tokens import tokens_of
 
 NAME, INGRESS, SCORER = "igd", "Ingress", "Scorer"
 INGRESS_CPUS = 0.5
-PER_SCORER = 2
-"""Images that a scorer on a CPU has at a time: one it scores, and the next."""
+SLACK = 2
+"""Times its share of the images in flight that one of several scorers takes, as others start."""
+ONGOING = 512
+"""Requests of any kind that a replica of the ingress has at a time."""
 GPU_WAIT_S = 0.005
 """For a batch to fill up."""
 TRIES = 3
@@ -62,9 +66,7 @@ class ScorerDeployment:
     """A replica that holds models and scores."""
 
     def __init__(self, config: EndpointConfig, gpu: bool) -> None:
-        self._local = LocalScorers(Models(
-            config.models, fpr=config.fpr, review_fpr=config.review_fpr,
-            max_bytes=config.model_bytes, device=GPU if gpu else CPU))
+        self._local = LocalScorers(_models(config, GPU if gpu else CPU))
         self._score = self._in_batch if gpu else self._local.score
 
     async def open(self, category: str, version: str) -> Card:
@@ -111,10 +113,10 @@ class RemoteScorers:
         return answer
 
     async def collect(self) -> ByReplica:
-        application = serve.get_replica_context().app_name
-        found = await asyncio.gather(*map(_collected, (
-            self._scorers, serve.get_deployment_handle(INGRESS, application))))
-        return {**found[0], **found[1]}
+        return await _collected(self._scorers, _ingress())
+
+    def collect_own(self) -> ByReplica:
+        return {}
 
     async def _asked(self, method: str, *arguments: Any) -> Any:
         """What a scorer says; another is asked where one died meanwhile."""
@@ -130,33 +132,71 @@ class RemoteScorers:
         raise AssertionError
 
 
-async def _collected(replicas: DeploymentHandle[Any]) -> ByReplica:
-    """What the replicas of a deployment have counted, those aside that do not say so in time."""
+class OwnScorers(LocalScorers):
+    """The models of a replica of the ingress that scores by itself."""
+
+    async def collect(self) -> ByReplica:
+        return await _collected(_ingress())
+
+    def collect_own(self) -> ByReplica:
+        return of_models(self.models)
+
+
+def _ingress() -> DeploymentHandle[Any]:
+    return serve.get_deployment_handle(INGRESS, serve.get_replica_context().app_name)
+
+
+async def _collected(*deployments: DeploymentHandle[Any]) -> ByReplica:
+    """What the proxies and the replicas of deployments have counted."""
+    found = await asyncio.gather(_of_doors(), *map(_of_replicas, deployments))
+    return {name: families for each in found for name, families in each.items()}
+
+
+async def _of_replicas(deployment: DeploymentHandle[Any]) -> ByReplica:
+    """What replicas have counted, those aside that do not say so in time."""
     with contextlib.suppress(TimeoutError, RayError, RayServeException):
-        answers = await replicas.broadcast("collect").results_async(
+        answers = await deployment.broadcast("collect").results_async(
             timeout_s=COLLECT_S, return_exceptions=True)
         return {name: families for answer in answers if not isinstance(answer, BaseException)
                 for name, families in answer.items()}
     return {}
 
 
-@serve.deployment(name=INGRESS, max_ongoing_requests=512, max_queued_requests=512)
+async def _of_doors() -> ByReplica:
+    """What proxies have answered by themselves, all or none in time."""
+    with contextlib.suppress(TimeoutError, RayError):
+        proxies = await asyncio.to_thread(_proxies)
+        async with asyncio.timeout(COLLECT_S):
+            answers = await asyncio.gather(*(
+                proxy.__ray_call__.remote(door.collect) for proxy in proxies))
+        return {name: families for answer in answers for name, families in answer.items()}
+    return {}
+
+
+@serve.deployment(name=INGRESS, max_ongoing_requests=ONGOING, max_queued_requests=ONGOING,
+                  health_check_period_s=5)
 @serve.ingress()
 class IngressDeployment:
-    """A replica of the FastAPI application."""
+    """A replica of the FastAPI application; without scorers to ask, it is one."""
 
-    def __init__(self, config: EndpointConfig, scorers: DeploymentHandle[Any]) -> None:
-        self._endpoint = Endpoint(config, RemoteScorers(scorers))
+    def __init__(self, config: EndpointConfig, scorers: DeploymentHandle[Any] | None) -> None:
+        self._scorers = RemoteScorers(scorers) if scorers else OwnScorers(_models(config, CPU))
+        self._endpoint = Endpoint(config, self._scorers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._endpoint, tells_id=False)
+        return create_app(self._endpoint, proxied=True)
 
     async def drain(self) -> None:
         """Says from now on that images had better be sent elsewhere; they are still scored."""
         self._endpoint.draining = True
 
     async def collect(self) -> ByReplica:
-        return self._endpoint.metrics.collect()
+        return {**self._scorers.collect_own(), **self._endpoint.metrics.collect()}
+
+
+def _models(config: EndpointConfig, device: Device) -> Models:
+    return Models(config.models, fpr=config.fpr, review_fpr=config.review_fpr,
+                  max_bytes=config.model_bytes, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,41 +205,52 @@ class Replicas:
 
     Attributes:
         scorers: the fewest and the most; between them Ray Serve follows the load.
-        ingress: that check and decode.
+        ingress: that check and decode ahead of the scorers; 0: scorers do that themselves, which
+            takes less. None: 1 ahead of GPUs, 0 on CPUs.
         gpus_per_scorer: 0 scores on CPUs.
     """
 
     scorers: tuple[int, int] = (1, 1)
-    ingress: int = 1
+    ingress: int | None = None
     gpus_per_scorer: float = 0.0
 
     def __post_init__(self) -> None:
         fewest, most = self.scorers
-        if not 1 <= fewest <= most or self.ingress < 1 or self.gpus_per_scorer < 0:
-            raise ConfigError(f"{self}: expected at least one of each, and no more than the most")
+        if not 1 <= fewest <= most or self.gpus_per_scorer < 0 or self.ahead < 0:
+            raise ConfigError(f"{self}: expected at least one scorer, and no more than the most")
+        if self.gpus_per_scorer and not self.ahead:
+            raise ConfigError("scorers on GPUs need at least one ingress ahead of them")
+
+    @property
+    def ahead(self) -> int:
+        """Replicas of an ingress that does not score."""
+        return bool(self.gpus_per_scorer) if self.ingress is None else self.ingress
 
 
 def build(config: EndpointConfig, replicas: Replicas) -> Application:
     """The Serve application of an endpoint."""
     fewest, most = replicas.scorers
     gpu = replicas.gpus_per_scorer > 0
-    at_once = 2 * GPU.batch if gpu else PER_SCORER
+    forward = GPU.batch if gpu else CPU.batch
+    at_once = 2 * forward  # for a scorer: what it scores, and what comes next
+    in_flight = config.in_flight or most * at_once
+    each = in_flight if replicas.ahead else min(in_flight, -(-SLACK * in_flight // most))
+    config = replace(config, in_flight=in_flight, in_flight_each=each,
+                     at_once=min(in_flight, most * forward))
     scale: dict[str, Any] = {"num_replicas": fewest} if fewest == most else {
         "autoscaling_config": {"min_replicas": fewest, "max_replicas": most,
                                "target_ongoing_requests": at_once / 2}}
-    scorers = ScorerDeployment.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=at_once, ray_actor_options={
-            "num_cpus": SCORER_CPUS, "num_gpus": replicas.gpus_per_scorer},
-        **scale).bind(config, gpu)
-    ingress: Application = IngressDeployment.options(  # type: ignore[attr-defined]
-        num_replicas=replicas.ingress, ray_actor_options={"num_cpus": INGRESS_CPUS}).bind(
-            config_for(config, most * at_once, replicas.ingress), scorers)
-    return ingress
+    scale["ray_actor_options"] = {"num_cpus": SCORER_CPUS, "num_gpus": replicas.gpus_per_scorer}
+    if not replicas.ahead:
+        return _bound(IngressDeployment, config, None, **scale)
+    scorers = _bound(ScorerDeployment, config, gpu, max_ongoing_requests=at_once, **scale)
+    return _bound(IngressDeployment, config, scorers, num_replicas=replicas.ahead,
+                  ray_actor_options={"num_cpus": INGRESS_CPUS})
 
 
-def config_for(config: EndpointConfig, at_once: int, ingress: int) -> EndpointConfig:
-    """The config of one of several ingresses, where scorers take so many images together."""
-    return replace(config, in_flight=config.in_flight or max(1, at_once // ingress))
+def _bound(deployment: Any, *arguments: Any, **options: Any) -> Application:
+    application: Application = deployment.options(**options).bind(*arguments)
+    return application
 
 
 class Arguments(BaseModel):
@@ -214,7 +265,7 @@ class Arguments(BaseModel):
     tokens_file: str | None = None
     min_scorers: int = 1
     max_scorers: int = 1
-    ingress: int = 1
+    ingress: int | None = None
     gpus_per_scorer: float = 0.0
     model_bytes: int = EndpointConfig.model_bytes
     follow_s: float = EndpointConfig.follow_s
@@ -290,6 +341,8 @@ def running(config: EndpointConfig, listen: Listen, replicas: Replicas = Replica
         "ssl_certfile": listen.certificate, "request_timeout_s": 2 * config.timeout_s})
     try:
         handle = serve.run(build(config, replicas), name=NAME, route_prefix="/")
+        handle._init(  # type: ignore[no-untyped-call]
+            _run_router_in_separate_loop=True)  # no loop runs here; see door.ENVIRONMENT
         yield listen.url
         _drain(handle, config)
     finally:
@@ -301,8 +354,7 @@ def _drain(ingress: DeploymentHandle[Any], config: EndpointConfig) -> None:
     with contextlib.suppress(TimeoutError, RayError, RayServeException):
         ingress.broadcast("drain").results(timeout_s=CONTROL_S)
         time.sleep(config.drain_s)
-        proxies = [ray.get_actor(**actor) for actor in _serve_actors()
-                   if actor["name"].startswith(PROXY)]
+        proxies = _proxies()
         deadline = time.monotonic() + config.timeout_s
         while time.monotonic() < deadline and any(ray.get(
                 [proxy.__ray_call__.remote(hang_up) for proxy in proxies], timeout=CONTROL_S)):
@@ -319,6 +371,12 @@ def hang_up(proxy: object) -> int:
     for server in servers:
         server.should_exit = True
     return sum(len(server.server_state.connections) for server in servers)
+
+
+def _proxies() -> list[Any]:
+    """Handles of Serve's proxies."""
+    return [ray.get_actor(**actor) for actor in _serve_actors()
+            if actor["name"].startswith(PROXY)]
 
 
 def _serve_actors() -> list[dict[str, str]]:

@@ -33,14 +33,17 @@ ANYWHERE: dict[int | str, dict[str, Any]] = {
 """What any request may be answered, whatever its route."""
 
 
-def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
+def create_app(endpoint: Endpoint, *, proxied: bool = False) -> FastAPI:
     """The application over an endpoint; while it runs, it follows what is in production.
 
+    It starts when it has looked once, so that a replica is sent nothing before it has its models.
+
     Args:
-        tells_id: as `igd.serve.guard.Guard`.
+        proxied: as `igd.serve.guard.Guard`.
     """
     @contextlib.asynccontextmanager
     async def following(app: FastAPI) -> AsyncIterator[None]:
+        await endpoint.catalogue.look()
         task = asyncio.create_task(endpoint.catalogue.follow(endpoint.config.follow_s))
         yield
         task.cancel()
@@ -54,7 +57,7 @@ def create_app(endpoint: Endpoint, *, tells_id: bool = True) -> FastAPI:
     app.include_router(page_router(endpoint.config))
     _answer_health(app, endpoint)
     _answer_errors(app)
-    app.add_middleware(Guard, endpoint=endpoint, tells_id=tells_id)
+    app.add_middleware(Guard, endpoint=endpoint, proxied=proxied)
     return app
 
 

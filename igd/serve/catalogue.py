@@ -98,8 +98,8 @@ class Catalogue:
     async def follow(self, every_s: float) -> None:
         """Looks again and again; ends when cancelled."""
         while True:
-            await self.look()
             await asyncio.sleep(every_s)
+            await self.look()
 
     async def look(self) -> None:
         """Looks at the registry once, and loads what is new in production."""

@@ -28,8 +28,10 @@ class EndpointConfig:
         max_batch_images: in one request.
         body_timeout_s: for a body to come in whole.
         timeout_s: for a request, its body included.
-        in_flight: images that one replica of the ingress has scored or waiting at a time; more
-            are refused at once. None: as many as its scorers take.
+        in_flight: images that are scored or wait at a time, counted at the door; more are refused
+            at once. None: as many as the scorers take.
+        in_flight_each: the same at one replica of the ingress, wherever they come from.
+        at_once: images that are scored at the same time, by all scorers.
         reading: requests whose bodies a replica of the ingress takes in at a time.
     """
 
@@ -46,6 +48,8 @@ class EndpointConfig:
     body_timeout_s: float = 20.0
     timeout_s: float = 30.0
     in_flight: int | None = None
+    in_flight_each: int | None = None
+    at_once: int = 1
     reading: int = 64
     drain_s: float = 3.0
 

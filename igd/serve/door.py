@@ -1,9 +1,14 @@
-"""What Ray Serve's own proxy gets to see of a request. Runs in that proxy, ahead of Serve.
+"""What Ray Serve's own proxy gets to see of a request, and what a client gets to see of Serve. Runs
+in that proxy, ahead of Serve.
+
+Images beyond what the endpoint takes on are refused here, where that costs a tenth of what it costs
+once Serve has passed a request on: under ten times the load there is time left to score.
 
 Serve lets any client say how long its proxy waits and whether it minds that the client has gone,
 fails (500) where such a header is not UTF-8, tells everybody at /-/routes what runs, and takes in
 as much of a body as comes, however little of it is asked for. `/-/healthz`, which KubeRay asks for
-and which says nothing, stays.
+and which says nothing, stays. What Serve answers by itself, in words of its own (a replica has
+died, none is there yet), becomes an error like all others, which clients try again.
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=igd.serve.door.middlewares
 """
@@ -11,21 +16,51 @@ and which says nothing, stays.
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+import time
 import uuid
+from collections.abc import Iterable
 
+from prometheus_client import CollectorRegistry, Counter
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from igd.serve.config import EndpointConfig
-from igd.serve.faults import Fault
-from igd.serve.guard import REQUEST_ID, body_limit, error_body
+from igd.serve.faults import Fault, fault_of
+from igd.serve.gate import RETRY_AFTER_S, Admission, OverloadedError
+from igd.serve.guard import PLACES, REQUEST_ID, body_limit, error_body
+from igd.serve.metrics import ByReplica, of_this_process
 
-VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+log = logging.getLogger(__name__)
+
 CALLBACK = "igd.serve.door.middlewares"
+ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+"""Of every process of a cluster: the door, and the settings that Ray documents for throughput."""
 STEERING = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id",
             b"serve-multiplexed-model-id"}
 """Headers for Serve, whose names it takes with `_` for `-` too."""
+GRACE_S = 0.05
+"""For a body to come in, while its request has a place. Who takes longer has none meanwhile."""
 HEALTH = "/-/healthz"
+Headers = Iterable[tuple[bytes, bytes]]
+SCORE_ROUTE = re.compile(r"/v1/categories/[^/]+/score(-batch)?|"
+                         r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+OURS = re.compile(r"/((v1|v2)/.*|healthz|readyz|metrics)?", re.DOTALL)
+"""Paths that Serve does not answer by itself, while it can ask the endpoint."""
+REGISTRY = CollectorRegistry()
+ANSWERED = Counter("igd_requests", "Requests answered.", ["route", "category", "code"],
+                   registry=REGISTRY)
+REFUSED = Counter("igd_refused", "Requests refused for lack of a place.", registry=REGISTRY)
+ROUTE = "_door"
+"""The route, in metrics, of what is answered here."""
 
 
 def middlewares() -> list[Middleware]:
@@ -33,23 +68,115 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Door)]
 
 
+def collect(proxy: object) -> ByReplica:
+    """Within a proxy: what was answered here."""
+    return of_this_process("door", REGISTRY.collect())
+
+
 class Door:
-    """The outermost layer of the proxy."""
+    """The outermost layer of the proxy.
+
+    Attributes:
+        admission: as the endpoint said last; until then, of any number.
+        taken: requests for scores that have come in, or may within `GRACE_S`, and which are not
+            answered yet.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app, self.admission, self.taken = app, Admission(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
         path = scope["path"]
-        if path.startswith("/") and (not path.startswith("/-/") or path == HEALTH):
-            headers = [(name, value) for name, value in scope["headers"] if _harmless(name, value)]
-            body = _no_more_than(body_limit(EndpointConfig, path), receive)
-            await self._app({**scope, "headers": headers}, body, send)
+        if not path.startswith("/") or (path.startswith("/-/") and path != HEALTH):
+            await _answer(Fault(status=404, code="not_found", message="Not Found",
+                                headers={"connection": "close"}), scope["headers"], send)
+        elif (scores := SCORE_ROUTE.fullmatch(path) is not None) and not self.admission.admits(
+                self.taken, time.monotonic()):
+            REFUSED.inc()
+            await _answer(fault_of(OverloadedError()), scope["headers"], send)
         else:
-            await _not_found(send)
+            headers = [(name, value) for name, value in scope["headers"] if _harmless(name, value)]
+            passage = _Passage(self, scores, path, receive, send)
+            try:
+                await self._app({**scope, "headers": headers}, passage.receive, passage.send)
+            except Exception:  # a server would say 500
+                log.exception("Serve's proxy failed")
+            finally:
+                passage.leave()
+            await passage.end()
+
+
+class _Passage:
+    """One request on its way to Serve, and the reply on its way back."""
+
+    def __init__(self, door: Door, scores: bool, path: str, receive: Receive, send: Send) -> None:
+        self._door, self._receive, self._send = door, receive, send
+        self._scores, self._entered = scores, False
+        self._limit, self._seen = body_limit(EndpointConfig, path), 0
+        self._may_replace = OURS.fullmatch(path) is not None
+        self._answered = self._replaced = self._gone = False
+        self._enter()
+        self._aside = asyncio.get_running_loop().call_later(GRACE_S, self._leave)
+
+    async def receive(self) -> Message:
+        """The body, to just over the limit: the endpoint has what it will refuse by then."""
+        if self._seen > self._limit:
+            await asyncio.Event().wait()
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._gone = message["type"] == "http.disconnect"
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._aside.cancel()
+            self._enter()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            headers = message["headers"]
+            places = [value for name, value in headers if name == PLACES]
+            if places:
+                admission = self._door.admission
+                admission.at_once, admission.places = map(int, places[0].split())
+                message = {**message, "headers": [(name, value) for name, value in headers
+                                                  if name != PLACES]}
+            elif self._may_replace and message["status"] >= 400:
+                await self._replace(message["status"], headers)
+                return
+            self._answered = True
+        elif not message.get("more_body", False):
+            self.leave()  # ahead of the end of the reply: its client may ask again at once
+        await self._send(message)
+
+    async def end(self) -> None:
+        """Answers where Serve has not, as where a replica dies, to a client that is still there."""
+        if not self._answered and not self._gone:
+            await self._replace(500, ())
+
+    async def _replace(self, status: int, headers: Headers) -> None:
+        self._answered = self._replaced = True
+        self.leave()
+        await _answer(_fault_of_serve(status), headers, self._send)
+
+    def leave(self) -> None:
+        """Gives the place back, for good."""
+        self._aside.cancel()
+        self._scores = False
+        self._leave()
+
+    def _enter(self) -> None:
+        if self._scores and not self._entered:
+            self._entered = True
+            self._door.taken += 1
+
+    def _leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._door.taken -= 1
 
 
 def _harmless(name: bytes, value: bytes) -> bool:
@@ -58,25 +185,23 @@ def _harmless(name: bytes, value: bytes) -> bool:
     return name.replace(b"_", b"-") not in STEERING
 
 
-def _no_more_than(limit: int, receive: Receive) -> Receive:
-    """A body to just over the limit: the endpoint has what it will refuse by then."""
-    seen = 0
-
-    async def receive_some() -> Message:
-        nonlocal seen
-        if seen > limit:
-            await asyncio.Event().wait()
-        message = await receive()
-        seen += len(message.get("body", b""))
-        return message
-
-    return receive_some
+def _fault_of_serve(status: int) -> Fault:
+    """What is told in place of what Serve says by itself."""
+    if status in (408, 504):
+        return Fault(status=504, code="timeout", message="no answer in time")
+    return Fault(status=503, code="unavailable", message="no replica has answered; try again in "
+                 f"{RETRY_AFTER_S} s", headers={"retry-after": str(RETRY_AFTER_S)})
 
 
-async def _not_found(send: Send) -> None:
-    request_id = uuid.uuid4().hex
-    body = error_body(Fault(status=404, code="not_found", message="Not Found"), request_id)
-    await send({"type": "http.response.start", "status": 404, "headers": [
+async def _answer(fault: Fault, headers: Headers, send: Send) -> None:
+    """Sends an error; its id is the one in a request's or a reply's headers, or a new one."""
+    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"),
+                 "")
+    request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    body = error_body(fault, request_id)
+    ANSWERED.labels(ROUTE, "", fault.status).inc()
+    await send({"type": "http.response.start", "status": fault.status, "headers": [
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"), (b"x-request-id", request_id.encode())]})
+        (b"x-request-id", request_id.encode()), (b"cache-control", b"no-store"),
+        *((name.encode(), value.encode()) for name, value in fault.headers.items())]})
     await send({"type": "http.response.body", "body": body})

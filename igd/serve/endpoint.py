@@ -88,12 +88,19 @@ class Scored:
 
 
 class Endpoint:
-    """The endpoint of one process: what it knows of the models, its places, what it counted."""
+    """The endpoint of one process: what it knows of the models, its places, what it counted.
+
+    Attributes:
+        places: images that all processes take on at a time.
+        gate: of those, the ones here.
+    """
 
     def __init__(self, config: EndpointConfig, scorers: Scorers) -> None:
         self.config, self.scorers = config, scorers
         self.catalogue = Catalogue(config.models, scorers.open)
-        self.gate, self.reading = Gate(config.in_flight or IN_FLIGHT), Gate(config.reading)
+        self.places = config.in_flight or IN_FLIGHT
+        self.gate = Gate(config.in_flight_each or self.places)
+        self.reading = Gate(config.reading)
         self.metrics = RequestMetrics(self.catalogue, self.gate)
         self.draining = False
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from igd.errors import StorageError
 
 RETRY_AFTER_S = 1
+HALF_LIFE_S = 0.5
+LEAST = 5
+"""Refusals, those of long ago counted less, that are no accident."""
 
 
 class OverloadedError(StorageError):
     """The endpoint has as much to do as it takes on."""
+
+    def __init__(self) -> None:
+        super().__init__(f"busy; try again in {RETRY_AFTER_S} s")
+
+
+class Admission:
+    """How many images to take on: under an overload that lasts, none that would have to wait.
+
+    A few that wait even out what comes unevenly. Where more than half are refused, somebody always
+    comes when one is done: then waiting makes each answer later, and not one more of them.
+
+    Attributes:
+        at_once: images that are scored at the same time.
+        places: those, and some more that wait.
+    """
+
+    def __init__(self, at_once: int = sys.maxsize, places: int = sys.maxsize) -> None:
+        self.at_once, self.places = at_once, places
+        self._asked = self._refused = self._at = 0.0
+
+    def admits(self, taken: int, now: float) -> bool:
+        """Whether to take on one more beside so many; each call is counted as one that asks.
+
+        Args:
+            now: seconds on any clock.
+        """
+        fades = 0.5 ** ((now - self._at) / HALF_LIFE_S)
+        self._asked, self._refused, self._at = self._asked * fades, self._refused * fades, now
+        overloaded = self._refused > max(LEAST, self._asked / 2)
+        admitted = taken < (self.at_once if overloaded else self.places)
+        self._asked += 1
+        self._refused += not admitted
+        return admitted
 
 
 class Gate:
@@ -33,7 +70,7 @@ class Gate:
         """
         if self.taken >= self.places:
             self.refused += 1
-            raise OverloadedError(f"busy; try again in {RETRY_AFTER_S} s")
+            raise OverloadedError
 
     @contextmanager
     def enter(self, wanted: int = 1) -> Iterator[int]:

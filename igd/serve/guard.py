@@ -34,6 +34,8 @@ UNHOSTED = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metr
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
            (b"x-frame-options", b"DENY"), (b"cross-origin-resource-policy", b"same-origin"),
            (b"cache-control", b"no-store")]
+PLACES = b"x-igd-places"
+"""Header of every reply to the door ahead: images scored at once, and those that wait as well."""
 ONCE = {"host", "origin", "authorization", "content-length", "content-type", "transfer-encoding"}
 """Headers that two programs would read differently, were they there twice."""
 MAX_HEADERS, MAX_HEADER_BYTES = 128, 64 * 1024
@@ -47,12 +49,14 @@ class Guard:
     """The outermost layer of the application.
 
     Args:
-        tells_id: whether replies carry the request id; Ray Serve's proxy adds it itself.
+        proxied: whether Ray Serve's proxy stands ahead. It adds the request id itself, and
+            `igd.serve.door` in it hears how many places there are.
     """
 
-    def __init__(self, app: ASGIApp, endpoint: Endpoint, tells_id: bool = True) -> None:
+    def __init__(self, app: ASGIApp, endpoint: Endpoint, proxied: bool = False) -> None:
         self._app, self._endpoint, self._config = app, endpoint, endpoint.config
-        self._tells_id = tells_id
+        self._proxied = proxied
+        self._places = f"{self._config.at_once} {endpoint.places}".encode()
         self._hosts = {host.lower() for host in self._config.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,8 +64,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = _Request(scope, send, self._count)
-        if self._tells_id:
-            request.headers.append((b"x-request-id", request.id.encode()))
+        request.headers.append((PLACES, self._places) if self._proxied
+                               else (b"x-request-id", request.id.encode()))
         if self._endpoint.draining:
             request.headers.append((b"connection", b"close"))
         try:

@@ -25,6 +25,7 @@ from igd.pipelines.parts import make_plan
 from igd.pipelines.publish import publish
 from igd.pipelines.run import Request, Run, request
 from igd.pipelines.shards import read_records
+from igd.serve import door
 
 BROKEN = {"weave/empty.png": b"", "weave/page.png": b"<html>gone</html>",
           "nobody/part.png": b"no model for this one", "loose.png": b"not routed"}
@@ -142,5 +143,8 @@ def folder(tiny_data: Path, tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def cluster(seaweedfs: str) -> Iterator[Resources]:
     """One Ray cluster for the whole suite; its workers inherit the S3 server's settings."""
-    with connected("local") as resources:
-        yield resources
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in door.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with connected("local") as resources:
+            yield resources

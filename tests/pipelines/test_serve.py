@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +38,9 @@ def models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def url(cluster, models: str) -> Iterator[str]:
-    """An endpoint with two scorers and two ingresses on the cluster of the session."""
+    """An endpoint with two scorers on the cluster of the session."""
     config = EndpointConfig(models=models, follow_s=0.2, drain_s=0.1)
-    with running(config, Listen(port=free_port()), Replicas(scorers=(2, 2), ingress=2)) as url:
+    with running(config, Listen(port=free_port()), Replicas(scorers=(2, 2))) as url:
         wait_until_ready(url)
         yield url
 
@@ -47,6 +48,17 @@ def url(cluster, models: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def image(tiny_data: Path) -> bytes:
     return min((tiny_data / "weave" / "test").glob("[!g]*/*.png")).read_bytes()
+
+
+@pytest.mark.timeout(120)
+def test_an_ingress_ahead_asks_another_scorer_where_one_is_killed(
+        cluster, models: str, image: bytes) -> None:
+    config = EndpointConfig(models=models, drain_s=0.1)
+    with running(config, Listen(port=free_port()), Replicas(scorers=(2, 2), ingress=2)) as url:
+        wait_until_ready(url)
+        answers = answers_around_a_kill(url, "Scorer", image)
+    direct = Scorer.load(f"{models}/weave").score([decode(image, max_pixels=10**7)])
+    assert {(status, score) for status, _, score in answers} == {(200, direct.scores[0])}, answers
 
 
 @pytest.mark.timeout(180)
@@ -96,18 +108,26 @@ def test_a_promotion_under_load_costs_no_request(url: str, models: str, image: b
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_scorer_costs_no_request(url: str, image: bytes) -> None:
+def test_a_killed_scorer_costs_only_the_requests_that_it_had(url: str, image: bytes) -> None:
+    answers = answers_around_a_kill(url, "Ingress", image)
+    lost = sum(count for (status, *_), count in answers.items() if status != 200)
+    assert lost <= Load.clients and {said[0] for said in answers} <= {200, 503}, answers
+    assert len({said[2] for said in answers if said[0] == 200}) == 1
+
+
+def answers_around_a_kill(url: str, kind: str, image: bytes) -> Counter[tuple[object, ...]]:
+    """What a load is answered while a replica is killed, and until there is another."""
     with Load(url, image) as load:
         load.wait_for(10)
-        victim = replicas_below(os.getpid(), "Scorer")[0]
-        victim.kill()
+        before = replicas_below(os.getpid(), kind)
+        before[0].kill()
         load.wait_for(30)
         deadline = time.monotonic() + 60
-        while len(replicas_below(os.getpid(), "Scorer")) < 2:
+        while len(replicas_below(os.getpid(), kind)) < len(before):
             assert time.monotonic() < deadline
             load.wait_for(1)
-    assert {said[0] for said in load.answers} == {200}, load.answers
-    assert len({said[2] for said in load.answers}) == 1
+        load.wait_for(10)
+    return load.answers
 
 
 @pytest.mark.timeout(180)
@@ -150,6 +170,7 @@ def test_metrics_are_those_of_every_replica(url: str, image: bytes) -> None:
         lines = page.splitlines()
         assert sum(line.startswith("igd_models_held{") for line in lines) == 2
         assert sum(line.startswith("igd_images_in_flight{") for line in lines) == 2
+        assert any(line.startswith("igd_refused_total{") for line in lines)
         assert page.count("# TYPE igd_images_scored_total counter") == 1
     scored = {sum(float(line.rpartition(" ")[2]) for line in page.splitlines()
                   if line.startswith("igd_images_scored_total{")) for page in pages}

@@ -12,17 +12,21 @@ from ray.serve._private.utils import call_function_from_import_path
 
 from igd.serve import door
 from igd.serve.config import EndpointConfig
+from igd.serve.guard import PLACES
+
+SCORE = "/v1/categories/weave/score"
+Headers = list[tuple[bytes, bytes]]
 
 
-def through(path: str = "/", *headers: tuple[bytes, bytes], kind: str = "http"
-            ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def through(path: str = "/", *headers: tuple[bytes, bytes], kind: str = "http", status: int = 200,
+            reply: Headers | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The scopes that the proxy sees of a request, and what is sent back."""
     seen: list[dict[str, Any]] = []
     sent: list[dict[str, Any]] = []
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": status, "headers": reply or []})
         await send({"type": "http.response.body", "body": b"ok"})
 
     async def send(message: Any) -> None:
@@ -88,6 +92,145 @@ def test_of_a_body_only_what_may_be_asked_for_is_taken_in(path: str, limit: int)
 
 def test_kuberay_is_told_that_the_proxy_is_well() -> None:
     assert through("/-/healthz")[0] and through("/v1/-/x")[0]
+
+
+class Busy:
+    """A proxy whose requests stay until they are told to end, with a door ahead of it."""
+
+    def __init__(self, places: int) -> None:
+        self.end, self.asked = asyncio.Event(), 0
+        self.door = door.Door(self._proxy)
+        self._places = places
+
+    async def ask(self, path: str = SCORE, more_body: bool = False) -> list[dict[str, Any]]:
+        """What is sent back; of a body that never ends, nothing."""
+        sent: list[dict[str, Any]] = []
+        bodies = iter([{"type": "http.request", "body": b"x", "more_body": more_body}])
+
+        async def receive() -> Any:
+            for body in bodies:
+                return body
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.door({"type": "http", "path": path, "headers": []}, receive, send)
+        return sent
+
+    async def _proxy(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += 1
+        while (await receive())["more_body"]:
+            pass
+        await self.end.wait()
+        await send({"type": "http.response.start", "status": 200,
+                    "headers": [(PLACES, f"1 {self._places}".encode()), (b"x", b"y")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def after(*coroutines: Any) -> list[asyncio.Task[Any]]:
+    """Tasks that have gone as far as they go by themselves."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.parametrize("path", [SCORE, f"{SCORE}-batch", "/v2/models/weave/infer",
+                                  "/v2/models/weave/versions/1/infer"])
+def test_images_beyond_the_places_are_refused_before_serve_hears_of_them(path: str) -> None:
+    async def run() -> None:
+        busy = Busy(places=2)
+        busy.end.set()
+        first = await busy.ask(path)
+        assert first[0]["headers"] == [(b"x", b"y")]  # how many there are is not for clients
+        busy.end.clear()
+        refused = door.REFUSED._value.get()
+        tasks = await after(busy.ask(path), busy.ask(path))
+        answer, body = await busy.ask(path)
+        assert busy.asked == 3 and door.REFUSED._value.get() == refused + 1
+        assert answer["status"] == 503 and (b"retry-after", b"1") in answer["headers"]
+        assert json.loads(body["body"])["code"] == "overloaded"
+        others = await after(busy.ask("/readyz"), busy.ask("/v1/categories"))
+        assert busy.asked == 5  # only images take places
+        busy.end.set()
+        await asyncio.gather(*tasks, *others)
+        assert (await busy.ask(path))[0]["status"] == 200 and busy.door.taken == 0
+
+    asyncio.run(run())
+
+
+def test_who_sends_slowly_takes_no_place() -> None:
+    async def run() -> None:
+        busy = Busy(places=1)
+        busy.end.set()
+        await busy.ask()
+        slow, = await after(busy.ask(more_body=True))
+        assert busy.door.taken == 1
+        await asyncio.sleep(2 * door.GRACE_S)
+        assert busy.door.taken == 0
+        assert (await busy.ask())[0]["status"] == 200
+        busy.end.clear()
+        one, = await after(busy.ask())
+        one.cancel()  # a client that goes away gives its place back
+        await asyncio.wait([one])
+        busy.end.set()
+        assert (await busy.ask())[0]["status"] == 200
+        slow.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("status", "told", "code"), [
+    (500, 503, "unavailable"), (503, 503, "unavailable"), (404, 503, "unavailable"),
+    (408, 504, "timeout"), (504, 504, "timeout")])
+@pytest.mark.parametrize("path", [SCORE, "/", "/v1/categories", "/healthz"])
+def test_what_serve_says_by_itself_is_told_as_an_error_to_try_again(
+        path: str, status: int, told: int, code: str) -> None:
+    _, (start, body) = through(path, status=status, reply=[(b"x-request-id", b"line-7")])
+    assert start["status"] == told
+    assert json.loads(body["body"]).items() >= {"code": code, "request_id": "line-7"}.items()
+
+
+@pytest.mark.parametrize(("path", "status", "reply"), [
+    (SCORE, 404, [(PLACES, b"1 2")]),  # the endpoint's own
+    ("/other/app", 404, []), ("/-/healthz", 503, []), ("/v3", 500, [])])
+def test_errors_of_the_endpoint_and_of_other_applications_pass(
+        path: str, status: int, reply: Headers) -> None:
+    _, sent = through(path, status=status, reply=reply)
+    assert sent == [{"type": "http.response.start", "status": status, "headers": []},
+                    {"type": "http.response.body", "body": b"ok"}]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_request_that_serve_does_not_answer_is_told_to_try_again(fails: bool, gone: bool) -> None:
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if fails:
+            raise RuntimeError
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"} if gone else {"type": "http.request", "body": b""}
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(door.Door(proxy)({"type": "http", "path": SCORE, "headers": []}, receive, send))
+    assert [message.get("status") for message in sent] == ([] if gone else [503, None])
+
+
+def test_what_is_answered_here_is_counted() -> None:
+    def count() -> float:
+        families, = door.collect(None).values()
+        return sum(sample.value for family in families for sample in family.samples
+                   if sample.name == "igd_requests_total" and sample.labels["code"] == "404")
+
+    before = count()
+    through("/-/routes")
+    assert count() == before + 1
 
 
 def test_no_websocket_reaches_serve() -> None:
