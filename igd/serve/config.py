@@ -26,6 +26,7 @@ class EndpointConfig:
         max_body_bytes: of a request with one image; larger ones are refused while they come in.
         max_batch_bytes: of a request with several.
         max_batch_images: in one request.
+        body_bytes: of all bodies that one process holds at a time.
         body_timeout_s: for a body to come in whole.
         timeout_s: for a request, its body included.
         in_flight: images that are scored or wait at a time, counted at the door; more are refused
@@ -45,6 +46,7 @@ class EndpointConfig:
     max_body_bytes: int = 32 * MIB
     max_batch_bytes: int = 128 * MIB
     max_batch_images: int = 64
+    body_bytes: int = 512 * MIB
     body_timeout_s: float = 20.0
     timeout_s: float = 30.0
     in_flight: int | None = None

@@ -16,6 +16,7 @@ died, none is there yet), becomes an error like all others, which clients try ag
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from igd.serve.config import EndpointConfig
 from igd.serve.faults import Fault, fault_of
-from igd.serve.gate import RETRY_AFTER_S, Admission, OverloadedError
+from igd.serve.gate import RETRY_AFTER_S, Admission, Budget, OverloadedError
 from igd.serve.guard import PLACES, REQUEST_ID, body_limit, error_body
 from igd.serve.metrics import ByReplica, of_this_process
 
@@ -49,6 +50,8 @@ STEERING = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-
 """Headers for Serve, whose names it takes with `_` for `-` too."""
 GRACE_S = 0.05
 """For a body to come in, while its request has a place. Who takes longer has none meanwhile."""
+LINGER_S, LINGER_BYTES = 5.0, 1 << 30
+"""For a body that is refused to come in, and be forgotten."""
 HEALTH = "/-/healthz"
 Headers = Iterable[tuple[bytes, bytes]]
 SCORE_ROUTE = re.compile(r"/v1/categories/[^/]+/score(-batch)?|"
@@ -84,6 +87,7 @@ class Door:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app, self.admission, self.taken = app, Admission(), 0
+        self.bodies = Budget(EndpointConfig.body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -117,6 +121,7 @@ class _Passage:
         self._scores, self._entered = scores, False
         self._limit, self._seen = body_limit(EndpointConfig, path), 0
         self._may_replace = OURS.fullmatch(path) is not None
+        self._held, self._whole, self._lingers = 0, False, False
         self._answered = self._replaced = self._gone = False
         self._enter()
         self._aside = asyncio.get_running_loop().call_later(GRACE_S, self._leave)
@@ -125,12 +130,24 @@ class _Passage:
         """The body, to just over the limit: the endpoint has what it will refuse by then."""
         if self._seen > self._limit:
             await asyncio.Event().wait()
+        message = await self._more()
+        if self._whole:
+            self._aside.cancel()
+            self._enter()
+        try:
+            self._door.bodies.take(more := len(message.get("body", b"")))
+        except OverloadedError as error:
+            REFUSED.inc()
+            await self._replace(fault_of(error), ())
+            return {"type": "http.disconnect"}
+        self._held += more
+        return message
+
+    async def _more(self) -> Message:
         message = await self._receive()
         self._seen += len(message.get("body", b""))
         self._gone = message["type"] == "http.disconnect"
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            self._aside.cancel()
-            self._enter()
+        self._whole = not (self._gone or message.get("more_body", False))
         return message
 
     async def send(self, message: Message) -> None:
@@ -145,28 +162,44 @@ class _Passage:
                 message = {**message, "headers": [(name, value) for name, value in headers
                                                   if name != PLACES]}
             elif self._may_replace and message["status"] >= 400:
-                await self._replace(message["status"], headers)
+                await self._replace(_fault_of_serve(message["status"]), headers)
                 return
-            self._answered = True
+            self._answered, self._lingers = True, (b"connection", b"close") in message["headers"]
         elif not message.get("more_body", False):
             self.leave()  # ahead of the end of the reply: its client may ask again at once
+            if self._lingers and not self._whole:
+                await self._send({**message, "more_body": True})
+                await self._linger()
+                message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+
+    async def _linger(self) -> None:
+        """Takes in what is left of a body, so that its client reads the reply.
+
+        A connection that is closed on a client that still sends is reset, and the reply is lost.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not (self._whole or self._gone) and self._seen < LINGER_BYTES:
+                    await self._more()
 
     async def end(self) -> None:
         """Answers where Serve has not, as where a replica dies, to a client that is still there."""
         if not self._answered and not self._gone:
-            await self._replace(500, ())
+            await self._replace(_fault_of_serve(500), ())
 
-    async def _replace(self, status: int, headers: Headers) -> None:
+    async def _replace(self, fault: Fault, headers: Headers) -> None:
         self._answered = self._replaced = True
         self.leave()
-        await _answer(_fault_of_serve(status), headers, self._send)
+        await _answer(fault, headers, self._send)
 
     def leave(self) -> None:
-        """Gives the place back, for good."""
+        """Gives back, for good, the place and what is held of the body."""
         self._aside.cancel()
         self._scores = False
         self._leave()
+        self._door.bodies.give(self._held)
+        self._held = 0
 
     def _enter(self) -> None:
         if self._scores and not self._entered:

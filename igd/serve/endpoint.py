@@ -20,7 +20,7 @@ from igd.data.images import Geometry, encode_heatmap, overlay
 from igd.errors import ImageError
 from igd.serve.catalogue import Catalogue
 from igd.serve.config import EndpointConfig
-from igd.serve.gate import Gate
+from igd.serve.gate import Budget, Gate
 from igd.serve.metrics import ByReplica, RequestMetrics
 from igd.serve.models import Answer, Ask, Card
 
@@ -93,6 +93,7 @@ class Endpoint:
     Attributes:
         places: images that all processes take on at a time.
         gate: of those, the ones here.
+        reading, bodies: requests whose bodies come in, and the bytes of all bodies.
     """
 
     def __init__(self, config: EndpointConfig, scorers: Scorers) -> None:
@@ -100,7 +101,7 @@ class Endpoint:
         self.catalogue = Catalogue(config.models, scorers.open)
         self.places = config.in_flight or IN_FLIGHT
         self.gate = Gate(config.in_flight_each or self.places)
-        self.reading = Gate(config.reading)
+        self.reading, self.bodies = Gate(config.reading), Budget(config.body_bytes)
         self.metrics = RequestMetrics(self.catalogue, self.gate)
         self.draining = False
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")

@@ -51,6 +51,30 @@ class Admission:
         return admitted
 
 
+class Budget:
+    """Bytes of bodies that are held at a time.
+
+    Attributes:
+        held: bytes in use.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+
+    def take(self, count: int) -> None:
+        """Holds so many more.
+
+        Raises:
+            OverloadedError: that would be too many.
+        """
+        if self.held + count > self.most:
+            raise OverloadedError
+        self.held += count
+
+    def give(self, count: int) -> None:
+        self.held -= count
+
+
 class Gate:
     """Places for so many at a time. For one event loop; nothing waits here.
 

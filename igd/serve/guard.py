@@ -21,6 +21,7 @@ from igd.serve import page
 from igd.serve.config import EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.faults import Fault, RequestError, fault_of
+from igd.serve.gate import Budget
 from igd.serve.metrics import UNKNOWN
 from igd.serve.tokens import name_of
 
@@ -68,10 +69,10 @@ class Guard:
                                else (b"x-request-id", request.id.encode()))
         if self._endpoint.draining:
             request.headers.append((b"connection", b"close"))
+        body = _Body(receive, body_limit(self._config, scope["path"]), self._config.body_timeout_s,
+                     self._endpoint.bodies, request.header)
         try:
             request.caller = self._admit(scope, request)
-            body = _Body(receive, body_limit(self._config, scope["path"]),
-                         self._config.body_timeout_s, request.header)
             async with asyncio.timeout(self._config.timeout_s):
                 await self._app(scope, body, request.send)
         except TimeoutError:
@@ -82,6 +83,8 @@ class Guard:
         except Exception as error:  # the border: whatever it is, its client gets an answer
             log.exception("%s failed", request.id)
             await request.fail(error)
+        finally:
+            body.forget()
 
     def _admit(self, scope: Scope, request: _Request) -> str | None:
         """Whose request it is; None where nobody has to say.
@@ -158,9 +161,10 @@ class _Request:
 class _Body:
     """A request's body as it comes in, to a limit of bytes and of time."""
 
-    def __init__(self, receive: Receive, limit: int, timeout_s: float,
+    def __init__(self, receive: Receive, limit: int, timeout_s: float, budget: Budget,
                  header: Callable[[str], str]) -> None:
         self._receive, self._limit, self._timeout_s = receive, limit, timeout_s
+        self._budget, self._held = budget, 0
         self._ends = time.monotonic() + timeout_s
         self._seen, self._whole = 0, False
         declared = header("content-length")
@@ -180,11 +184,17 @@ class _Body:
         if message["type"] == "http.disconnect":
             raise RequestError(400, "incomplete_body", "the body ended early")
         if message["type"] == "http.request":
-            self._seen += len(message.get("body", b""))
+            self._seen += (more := len(message.get("body", b"")))
             self._whole = not message.get("more_body", False)
             if self._seen > self._limit:
                 raise self._refused()
+            self._budget.take(more)
+            self._held += more
         return message
+
+    def forget(self) -> None:
+        self._budget.give(self._held)
+        self._held = 0
 
     def _refused(self) -> RequestError:
         return RequestError(413, "body_too_large",

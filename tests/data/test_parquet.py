@@ -79,7 +79,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 
 # -- rows and names
 
-NAMES = st.text(max_size=12).filter(lambda name: not name.lower().encode().endswith(NESTED_SUFFIXES))
+NAMES = st.text(max_size=12).filter(
+    lambda name: not name.lower().encode().endswith(NESTED_SUFFIXES))
 
 @settings(max_examples=80, deadline=None)
 @given(rows=st.lists(st.tuples(st.one_of(st.none(), st.binary(max_size=300)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -175,6 +176,19 @@ def test_metrics_are_those_of_every_replica(url: str, image: bytes) -> None:
     scored = {sum(float(line.rpartition(" ")[2]) for line in page.splitlines()
                   if line.startswith("igd_images_scored_total{")) for page in pages}
     assert len(scored) == 1 and scored.pop() >= 6  # whichever ingress was asked
+
+
+def test_a_body_that_is_too_large_is_told_so_to_a_client_that_sends_it_all(url: str) -> None:
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post(url + SCORE, content=bytes(3 * EndpointConfig.max_body_bytes))
+
+    async def many() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            return await asyncio.gather(*(ask(client) for _ in range(2)))
+
+    replies = asyncio.run(many())
+    assert [(reply.status_code, reply.json()["code"]) for reply in replies] == (
+        2 * [(413, "body_too_large")])
 
 
 def test_a_taken_port_and_a_second_endpoint_are_refused(url: str, models: str) -> None:

@@ -90,6 +90,81 @@ def test_of_a_body_only_what_may_be_asked_for_is_taken_in(path: str, limit: int)
     assert sum(taken) == limit + 2**20
 
 
+def big(chunks: int) -> Any:
+    """A body of so many MiB, as it comes in."""
+    left = iter(range(chunks, 0, -1))
+
+    async def receive() -> dict[str, Any]:
+        for still in left:
+            return {"type": "http.request", "body": bytes(2**20), "more_body": still > 1}
+        raise AssertionError("nobody asks for what is not there")
+
+    return receive
+
+
+async def refuses(scope: Any, receive: Any, send: Any) -> None:
+    """An endpoint that has seen enough."""
+    await receive()
+    await send({"type": "http.response.start", "status": 413,
+                "headers": [(PLACES, b"1 2"), (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+@pytest.mark.parametrize("chunks", [1, 50])
+def test_a_client_that_still_sends_reads_why_it_is_refused(chunks: int) -> None:
+    receive, sent = big(chunks), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(door.Door(refuses)({"type": "http", "path": SCORE, "headers": []}, receive, send))
+    assert [message.get("status") for message in sent[:2]] == [413, None]
+    assert b"".join(message.get("body", b"") for message in sent) == b"no"
+    assert [message["more_body"] for message in sent if message.get("more_body")] == (
+        [True] if chunks > 1 else [])
+    with pytest.raises(AssertionError):
+        asyncio.run(receive())  # all of it was taken in
+
+
+def test_a_client_that_never_ends_is_not_listened_to_for_ever(monkeypatch) -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message: Any) -> None:
+        ended.append(message)
+
+    ended: list[Any] = []
+    monkeypatch.setattr(door, "LINGER_S", 0.1)
+    asyncio.run(door.Door(refuses)({"type": "http", "path": SCORE, "headers": []}, receive, send))
+    assert not ended[-1].get("more_body")
+
+
+def test_bodies_beyond_the_budget_are_refused_and_all_is_given_back() -> None:
+    told: list[str] = []
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["type"] != "http.disconnect" and message["more_body"]:
+            pass
+        told.append(message["type"])
+
+    async def run() -> None:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        one = door.Door(proxy)
+        one.bodies.most = 8 * 2**20
+        scope = {"type": "http", "path": SCORE, "headers": []}
+        await one(scope, big(9), send)
+        assert sent[0]["status"] == 503 and json.loads(sent[1]["body"])["code"] == "overloaded"
+        await one(scope, big(8), send)
+        assert told == ["http.disconnect", "http.request"] and one.bodies.held == 0
+
+    asyncio.run(run())
+
+
 def test_kuberay_is_told_that_the_proxy_is_well() -> None:
     assert through("/-/healthz")[0] and through("/v1/-/x")[0]
 

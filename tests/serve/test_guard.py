@@ -282,6 +282,16 @@ def test_who_goes_away_while_sending_is_no_fault_of_the_program(
     assert (quick.reading.taken, caplog.text) == (0, "")
 
 
+def test_bodies_together_are_bounded_in_bytes(serve, picture: bytes, tiny_models) -> None:
+    endpoint = endpoint_of(EndpointConfig(models=str(tiny_models), follow_s=3600,
+                                          body_bytes=len(picture)))
+    client = serve(endpoint)
+    reply = asked(client, URL, body_of([picture, b"x"]))
+    assert (reply.status, reply.code, reply.header("retry-after")) == (503, "overloaded", "1")
+    assert endpoint.bodies.held == 0
+    assert asked(client, URL, body_of([picture])).status == 200 and endpoint.bodies.held == 0
+
+
 @pytest.mark.parametrize(("given", "kept"), [
     (b"line-7.part_0042", True), (b"a" * 64, True), (b"a" * 65, False), (b"", False),
     (b"a b", False), (b"a\r\nset-cookie: x", False), (b"<script>", False), (b"\xff", False)])
