@@ -1,6 +1,6 @@
 # Everything on a machine with Python 3.11+ and make:
 #   make demo    train, evaluate, score, verify and report on synthetic data
-#   make test    the test suite        make check   lint and types
+#   make test    the test suite, two files at a time        make check   lint and types
 #   make proof   kills in a fake cluster, a server that fails, abuse; results in proofs/results/;
 #                DATA=folder, where magnetic_tile/ and mvtec_ad/ lie, adds the same bits everywhere
 PYTHON ?= python3
@@ -30,7 +30,7 @@ demo: $(READY)
 
 test: $(READY)
 	bash tests/debian-packages.sh
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 proof: $(READY)
 	$(BIN)/python proofs/train_chaos.py --rounds 5

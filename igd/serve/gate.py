@@ -17,8 +17,8 @@ LEAST = 5
 class OverloadedError(StorageError):
     """The endpoint has as much to do as it takes on."""
 
-    def __init__(self) -> None:
-        super().__init__(f"busy; try again in {RETRY_AFTER_S} s")
+    def __init__(self, message: str = f"busy; try again in {RETRY_AFTER_S} s") -> None:
+        super().__init__(message)
 
 
 class Admission:

@@ -1,6 +1,6 @@
-"""The short form of `make proof`: a node and a driver killed in a fake cluster of three nodes.
+"""The short form of `make proof`: a node killed in a fake cluster of three nodes.
 
-A killed worker is in `tests/pipelines/test_train_all.py`.
+A killed worker is in `tests/pipelines/test_train_all.py`, a killed process in `test_checkpoints.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ PROOF = Path(__file__).parents[2] / "proofs" / "train_chaos.py"
 def test_kills_cost_no_category_and_no_bit(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     ran = subprocess.run(
-        [sys.executable, str(PROOF), "--rounds", "1", "--kinds", "node,driver", "--out", str(out)],
+        [sys.executable, str(PROOF), "--rounds", "1", "--kinds", "node", "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=880)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     found = json.loads(out.read_text())
-    assert [each["kind"] for each in found["rounds"]] == ["node", "driver"]
-    assert [each["exit_codes"] for each in found["rounds"]] == [[0], [-9, 0]]
+    assert [(each["kind"], each["exit_codes"]) for each in found["rounds"]] == [("node", [0])]
