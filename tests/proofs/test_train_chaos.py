@@ -1,6 +1,7 @@
 """The short form of `make proof`: a node killed in a fake cluster of three nodes.
 
-A killed worker is in `tests/pipelines/test_train_all.py`, a killed process in `test_checkpoints.py`.
+A killed worker is in `tests/pipelines/test_train_all.py`, a killed process in
+`tests/pipelines/test_checkpoints.py`.
 """
 
 from __future__ import annotations
