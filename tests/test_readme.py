@@ -46,7 +46,8 @@ def test_a_figure_stands_under_its_class() -> None:
         assert float(cell.split()[0]) == pytest.approx(value, abs=5e-4)
 
 
-def test_the_figures_are_those_of_the_committed_results() -> None:
+def test_the_figures_are_those_of_the_committed_results(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
     assert spec is not None and spec.loader is not None
     table = importlib.util.module_from_spec(spec)
