@@ -196,3 +196,67 @@ def growth() -> str:
         "**As dumps grow**, time per image after the start of Ray and peak memory of the driver, "
         f"null scorer: {scored}. Planning alone, made-up listing: {planned}. `python "
         f"benchmarks/growth.py`, {where(document)}.", ""])
+
+
+def endpoint() -> str:
+    """The endpoint under load, and over a long time."""
+    document = load("endpoint")
+    runs = document["runs"]
+    loads = {"one at a time": "unloaded", "half the knee": "half",
+             "ten times the knee": "overload"}
+    lines = [f"**The endpoint** of {document['scorers']} scorers, preset `fast`, on the cores that "
+             "the clients have too; latencies from when a request was due, median over "
+             f"{len(runs)} runs:", "",
+             "| load | answered per second | p50 / p95 / p99, ms | refused | p50 / p99 of "
+             "refusals, ms |", "|---|---|---|---|---|"]
+    for name, key in loads.items():
+        found = [run[key] for run in runs]
+        refused = [each for each in found if each["refused_ms"]]
+        lines.append(row(name, [
+            of_runs([each["goodput_per_s"] for each in found], "{:.1f}"),
+            quantiles(found, "accepted_ms", ("p50", "p95", "p99")),
+            of_runs([100 * (1 - each["accepted"]) for each in found], "{:.0f}%"),
+            quantiles(refused, "refused_ms", ("p50", "p99")) if refused else "-"]))
+    best = [max(run["closed"].values(), key=lambda each: each["goodput_per_s"]) for run in runs]
+    parts = {"the scorers": "ingress", "Serve's proxy": "proxy", "Ray's other processes": "ray",
+             "the clients": "generator"}
+    shares = ", ".join(f"{name} {of_runs([each['cpu'][key]['ms_per_image'] for each in best])}"
+                       for name, key in parts.items())
+    bare = [each["cpu_ms"] for run in runs for each in run["bare"]]
+    return "\n".join([*lines, "", (
+        "Most answers per second (the knee): "
+        f"{of_runs([run['knee_per_s'] for run in runs], '{:.1f}')}, "
+        f"{of_runs([run['ratio_to_bare'] for run in runs], '{:.2f}')} of as many bare processes "
+        "that decode, score and encode. An image takes them "
+        f"{of_runs(bare)} ms of CPU, and here {of_runs([run['knee_cpu_ms'] for run in runs])}: "
+        f"{shares}. At ten times the knee as many are answered as "
+        f"{of_runs([run['overload']['goodput_to_knee'] for run in runs], '{:.2f}')} of it, p99 is "
+        f"{of_runs([run['overload']['accepted_p99_to_unloaded'] for run in runs])} times that of "
+        f"one at a time. {soak(document['soak'])} `python benchmarks/endpoint.py DATA`, "
+        f"{where(document)}."), ""])
+
+
+def soak(found: dict[str, Any]) -> str:
+    """What a long steady load does to the processes."""
+    codes = ", ".join(f"{count} x {code}" for code, count in found["statuses"].items())
+    held = []
+    for name, of in found["processes"].items():
+        kind = {"ingress": "scorer"}.get(name.split()[0], name.split()[0])
+        if kind in ("scorer", "proxy", "driver"):
+            held.append(f"{kind} {of['rss_mib']['settled']:.0f} to {of['rss_mib']['last']:.0f} MiB "
+                        f"and {of['handles']['settled']:.0f} to {of['handles']['last']:.0f} "
+                        "handles")
+    return (f"{found['seconds'] / 60:.0f} minutes of {found['rate_per_s']:.1f} images/s ({codes}), "
+            f"from the second minute to the end: {'; '.join(held)}.")
+
+
+def quantiles(found: list[dict[str, Any]], which: str, names: tuple[str, ...]) -> str:
+    return " / ".join(f"{statistics.median(each[which][name] for each in found):.0f}"
+                      for name in names)
+
+
+def of_runs(values: list[float], form: str = "{:.1f}") -> str:
+    """Median, and from the lowest to the highest where that says more."""
+    middle, low, high = (form.format(value) for value in (
+        statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low}-{high})"

@@ -10,7 +10,7 @@ import sys
 
 from accuracy_tables import accuracy, ladder, nets, one_class, reduced
 from cells import ROOT, exists
-from cost_tables import archives, batch, containers, growth, queue, spine
+from cost_tables import archives, batch, containers, endpoint, growth, queue, spine
 
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 
@@ -24,7 +24,7 @@ def table() -> str:
                 (one_class, ["fashion-mnist"]), (nets, ["nets"]),
                 (spine, ["spine-fast", "spine-small", "spine-tiles"]), (queue, ["train-all"]),
                 (batch, ["batch"]), (containers, ["containers"]), (archives, ["archives"]),
-                (growth, ["growth"])]
+                (growth, ["growth"]), (endpoint, ["endpoint"])]
     return "\n".join(section() for section, names in sections if all(map(exists, names)))
 
 
