@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +71,9 @@ def serve(
 
     for name, value in door.ENVIRONMENT.items():  # ahead of Ray, for a cluster that is started here
         os.environ.setdefault(name, value)
+    if not (ray_address or os.environ.get("RAY_ADDRESS")):  # replicas listen on every interface
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
     from igd import registry, storage
     from igd.pipelines.cluster import connected

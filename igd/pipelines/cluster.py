@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import auto_init_hook
+from ray._private import auto_init_hook, utils
 from ray.data import DataContext
 from ray.exceptions import RayError, RaySystemError
 
@@ -222,12 +222,9 @@ def _connect(address: str, temp_dir: str) -> None:
                         _temp_dir=temp_dir)
         if sys.platform == "linux":
             settings["_node_ip_address"] = "127.0.0.2"  # 127.0.0.1 would be replaced
-    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        with _native_stderr_off():
+        with _native_stderr_off(), _own_sigterm():
             ray.init(address=address, **settings)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would abort the process
     except Exception as error:  # the border: of a node that does not start, Ray raises just that
         if address == LOCAL:
             raise StorageError(f"Ray did not start on this machine: {error}; is it very busy, or "
@@ -235,6 +232,19 @@ def _connect(address: str, temp_dir: str) -> None:
         raise StorageError(f"Ray cluster {address!r} cannot be reached: {error}; check "
                            "--ray-address or RAY_ADDRESS, and, where the cluster asks for a token, "
                            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps SIGTERM ours: Ray's Python would exit with 1 meanwhile, its C++ abort afterwards."""
+    rays_own, ours = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = rays_own
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
 
 
 @contextlib.contextmanager

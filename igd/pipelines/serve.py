@@ -40,6 +40,7 @@ from igd.serve.app import create_app
 from igd.serve.config import LOOPBACK, EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.local import LocalScorers
+from igd.serve.logs import log_to_stderr
 from igd.serve.metrics import ByReplica, of_models
 from igd.serve.models import Answer, Ask, Card, Models
 from igd.serve.tokens import tokens_of
@@ -66,6 +67,7 @@ class ScorerDeployment:
     """A replica that holds models and scores."""
 
     def __init__(self, config: EndpointConfig, gpu: bool) -> None:
+        log_to_stderr()
         self._local = LocalScorers(_models(config, GPU if gpu else CPU))
         self._score = self._in_batch if gpu else self._local.score
 
@@ -164,9 +166,9 @@ async def _of_replicas(deployment: DeploymentHandle[Any]) -> ByReplica:
 
 async def _of_doors() -> ByReplica:
     """What proxies have answered by themselves, all or none in time."""
-    with contextlib.suppress(TimeoutError, RayError):
-        proxies = await asyncio.to_thread(_proxies)
+    with contextlib.suppress(TimeoutError, RayError, ValueError):  # one has ended meanwhile
         async with asyncio.timeout(COLLECT_S):
+            proxies = await asyncio.to_thread(_proxies)
             answers = await asyncio.gather(*(
                 proxy.__ray_call__.remote(door.collect) for proxy in proxies))
         return {name: families for answer in answers for name, families in answer.items()}
@@ -180,6 +182,7 @@ class IngressDeployment:
     """A replica of the FastAPI application; without scorers to ask, it is one."""
 
     def __init__(self, config: EndpointConfig, scorers: DeploymentHandle[Any] | None) -> None:
+        log_to_stderr()
         self._scorers = RemoteScorers(scorers) if scorers else OwnScorers(_models(config, CPU))
         self._endpoint = Endpoint(config, self._scorers)
 
@@ -224,7 +227,7 @@ class Replicas:
     @property
     def ahead(self) -> int:
         """Replicas of an ingress that does not score."""
-        return bool(self.gpus_per_scorer) if self.ingress is None else self.ingress
+        return int(self.gpus_per_scorer > 0) if self.ingress is None else self.ingress
 
 
 def build(config: EndpointConfig, replicas: Replicas) -> Application:
@@ -232,18 +235,18 @@ def build(config: EndpointConfig, replicas: Replicas) -> Application:
     fewest, most = replicas.scorers
     gpu = replicas.gpus_per_scorer > 0
     forward = GPU.batch if gpu else CPU.batch
-    at_once = 2 * forward  # for a scorer: what it scores, and what comes next
-    in_flight = config.in_flight or most * at_once
+    taken = 2 * forward  # by a scorer: what it scores, and what comes next
+    in_flight = config.in_flight or most * taken
     each = in_flight if replicas.ahead else min(in_flight, -(-SLACK * in_flight // most))
     config = replace(config, in_flight=in_flight, in_flight_each=each,
                      at_once=min(in_flight, most * forward))
     scale: dict[str, Any] = {"num_replicas": fewest} if fewest == most else {
         "autoscaling_config": {"min_replicas": fewest, "max_replicas": most,
-                               "target_ongoing_requests": at_once / 2}}
+                               "target_ongoing_requests": forward}}
     scale["ray_actor_options"] = {"num_cpus": SCORER_CPUS, "num_gpus": replicas.gpus_per_scorer}
     if not replicas.ahead:
         return _bound(IngressDeployment, config, None, **scale)
-    scorers = _bound(ScorerDeployment, config, gpu, max_ongoing_requests=at_once, **scale)
+    scorers = _bound(ScorerDeployment, config, gpu, max_ongoing_requests=taken, **scale)
     return _bound(IngressDeployment, config, scorers, num_replicas=replicas.ahead,
                   ray_actor_options={"num_cpus": INGRESS_CPUS})
 

@@ -43,7 +43,11 @@ def create_app(endpoint: Endpoint, *, proxied: bool = False) -> FastAPI:
     """
     @contextlib.asynccontextmanager
     async def following(app: FastAPI) -> AsyncIterator[None]:
-        await endpoint.catalogue.look()
+        while True:
+            await endpoint.catalogue.look()
+            if endpoint.catalogue.looked_at is not None:
+                break
+            await asyncio.sleep(endpoint.config.follow_s)
         task = asyncio.create_task(endpoint.catalogue.follow(endpoint.config.follow_s))
         yield
         task.cancel()

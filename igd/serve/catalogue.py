@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from igd import registry
-from igd.errors import IgdError, ModelError, StorageError
+from igd.errors import IgdError
 from igd.registry import production
+from igd.serve.gate import NotReadyError, UnknownCategoryError
 from igd.serve.models import Card
 
 log = logging.getLogger(__name__)
@@ -24,14 +25,6 @@ log = logging.getLogger(__name__)
 LOOKERS = 8
 TRY_AGAIN_S = 60.0
 """A version that could not be loaded is tried again so much later."""
-
-
-class UnknownCategoryError(ModelError):
-    """There is no model for a category."""
-
-
-class NotReadyError(StorageError):
-    """A category's model is not loaded, or cannot be."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import re
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter
@@ -31,6 +33,7 @@ from igd.serve.config import EndpointConfig
 from igd.serve.faults import Fault, fault_of
 from igd.serve.gate import RETRY_AFTER_S, Admission, Budget, OverloadedError
 from igd.serve.guard import PLACES, REQUEST_ID, body_limit, error_body
+from igd.serve.logs import log_to_stderr
 from igd.serve.metrics import ByReplica, of_this_process
 
 log = logging.getLogger(__name__)
@@ -52,11 +55,14 @@ GRACE_S = 0.05
 """For a body to come in, while its request has a place. Who takes longer has none meanwhile."""
 LINGER_S, LINGER_BYTES = 5.0, 1 << 30
 """For a body that is refused to come in, and be forgotten."""
+STRANGERS, KNOWN = 4, 4096
+"""Requests for scores at a time of callers that are not known, and callers that are remembered."""
 HEALTH = "/-/healthz"
+REQUEST_ID_HEADER = b"x-request-id"
 Headers = Iterable[tuple[bytes, bytes]]
 SCORE_ROUTE = re.compile(r"/v1/categories/[^/]+/score(-batch)?|"
                          r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
-OURS = re.compile(r"/((v1|v2)/.*|healthz|readyz|metrics)?", re.DOTALL)
+OURS = re.compile(r"/((v1|v2|page)/.*|v2|openapi\.json|healthz|readyz|metrics)?")
 """Paths that Serve does not answer by itself, while it can ask the endpoint."""
 REGISTRY = CollectorRegistry()
 ANSWERED = Counter("igd_requests", "Requests answered.", ["route", "category", "code"],
@@ -68,6 +74,7 @@ ROUTE = "_door"
 
 def middlewares() -> list[Middleware]:
     """What Serve's proxy is to put around itself."""
+    log_to_stderr()
     return [Middleware(Door)]
 
 
@@ -79,68 +86,109 @@ def collect(proxy: object) -> ByReplica:
 class Door:
     """The outermost layer of the proxy.
 
+    Callers are known by what they send as `Authorization`, once the endpoint has answered one of
+    theirs with a score. Others are let in a few at a time and take no places: they may well be
+    strangers, who could keep all places taken for the time that it takes to turn them away.
+
     Attributes:
         admission: as the endpoint said last; until then, of any number.
         taken: requests for scores that have come in, or may within `GRACE_S`, and which are not
-            answered yet.
+            answered yet; of callers that are known.
+        strangers: the same, of others.
+        bodies: bytes of bodies that are held.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app, self.admission, self.taken = app, Admission(), 0
+        self._app, self.admission = app, Admission()
+        self.taken = self.strangers = 0
         self.bodies = Budget(EndpointConfig.body_bytes)
+        self._known: OrderedDict[bytes, None] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        path = scope["path"]
-        if not path.startswith("/") or (path.startswith("/-/") and path != HEALTH):
+        path, headers, request_id = scope["path"], scope["headers"], _id(scope["headers"])
+        if not (path.startswith("/") and path.isprintable()) or (
+                path.startswith("/-/") and path != HEALTH):
             await _answer(Fault(status=404, code="not_found", message="Not Found",
-                                headers={"connection": "close"}), scope["headers"], send)
-        elif (scores := SCORE_ROUTE.fullmatch(path) is not None) and not self.admission.admits(
-                self.taken, time.monotonic()):
+                                headers={"connection": "close"}), request_id, send)
+            return
+        caller = _caller(headers) if scope["method"] == "POST" and SCORE_ROUTE.fullmatch(
+            path) else None
+        if caller is not None and not self._admits(caller):
             REFUSED.inc()
-            await _answer(fault_of(OverloadedError()), scope["headers"], send)
-        else:
-            headers = [(name, value) for name, value in scope["headers"] if _harmless(name, value)]
-            passage = _Passage(self, scores, path, receive, send)
-            try:
-                await self._app({**scope, "headers": headers}, passage.receive, passage.send)
-            except Exception:  # a server would say 500
-                log.exception("Serve's proxy failed")
-            finally:
-                passage.leave()
-            await passage.end()
+            await _answer(fault_of(OverloadedError()), request_id, send)
+            return
+        passage = _Passage(self, caller, path, request_id, receive, send)
+        headers = [*filter(_harmless, headers), (REQUEST_ID_HEADER, request_id.encode())]
+        try:
+            await self._app({**scope, "headers": headers}, passage.receive, passage.send)
+        except Exception:  # a server would say 500
+            log.exception("%s: Serve's proxy failed", request_id)
+        finally:
+            passage.finish()
+        await passage.end()
+
+    def knows(self, caller: bytes) -> bool:
+        return caller in self._known
+
+    def met(self, caller: bytes, status: int) -> None:
+        """What became of a request for a score."""
+        if status == 200:
+            self._known[caller] = None
+            self._known.move_to_end(caller)
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
+        elif status == 401:
+            self._known.pop(caller, None)
+        elif status == 503 and self.knows(caller):
+            self.admission.refused()
+
+    def _admits(self, caller: bytes) -> bool:
+        if self.knows(caller):
+            return self.admission.admits(self.taken, time.monotonic())
+        return self.strangers < STRANGERS
 
 
 class _Passage:
-    """One request on its way to Serve, and the reply on its way back."""
+    """One request on its way to Serve, and the reply on its way back.
 
-    def __init__(self, door: Door, scores: bool, path: str, receive: Receive, send: Send) -> None:
-        self._door, self._receive, self._send = door, receive, send
-        self._scores, self._entered = scores, False
-        self._limit, self._seen = body_limit(EndpointConfig, path), 0
+    Args:
+        caller: who asks for a score; None where no score is asked for.
+    """
+
+    def __init__(self, door: Door, caller: bytes | None, path: str, request_id: str,
+                 receive: Receive, send: Send) -> None:
+        self._door, self._caller, self._id = door, caller, request_id
+        self._receive, self._send = receive, send
+        self._known = caller is not None and door.knows(caller)
+        self._limit, self._seen, self._held = body_limit(EndpointConfig, path), 0, 0
         self._may_replace = OURS.fullmatch(path) is not None
-        self._held, self._whole, self._lingers = 0, False, False
-        self._answered = self._replaced = self._gone = False
+        self._entered = self._answered = self._replaced = False
+        self._whole = self._gone = self._lingers = self._lingering = False
         self._enter()
-        self._aside = asyncio.get_running_loop().call_later(GRACE_S, self._leave)
+        self._grace = asyncio.get_running_loop().call_later(GRACE_S, self._leave)
 
     async def receive(self) -> Message:
         """The body, to just over the limit: the endpoint has what it will refuse by then."""
         if self._seen > self._limit:
             await asyncio.Event().wait()
         message = await self._more()
-        if self._whole:
-            self._aside.cancel()
-            self._enter()
+        if self._lingering:  # nobody is to have it any more
+            await asyncio.Event().wait()
+        more = len(message.get("body", b""))
         try:
-            self._door.bodies.take(more := len(message.get("body", b"")))
+            self._door.bodies.take(more)
+            self._held += more
+            if self._whole:
+                self._grace.cancel()
+                self._enter_late()
         except OverloadedError as error:
-            REFUSED.inc()
-            await self._replace(fault_of(error), ())
+            if not self._answered:
+                REFUSED.inc()
+                await self._replace(fault_of(error))
             return {"type": "http.disconnect"}
-        self._held += more
         return message
 
     async def _more(self) -> Message:
@@ -154,30 +202,36 @@ class _Passage:
         if self._replaced:
             return
         if message["type"] == "http.response.start":
-            headers = message["headers"]
-            places = [value for name, value in headers if name == PLACES]
-            if places:
-                admission = self._door.admission
-                admission.at_once, admission.places = map(int, places[0].split())
+            headers, status = message["headers"], message["status"]
+            places = next((value for name, value in headers if name == PLACES), None)
+            if places is not None:
+                self._hear(places, status)
                 message = {**message, "headers": [(name, value) for name, value in headers
                                                   if name != PLACES]}
-            elif self._may_replace and message["status"] >= 400:
-                await self._replace(_fault_of_serve(message["status"]), headers)
+            elif self._may_replace and status >= 400:
+                await self._replace(_fault_of_serve(status))
                 return
-            self._answered, self._lingers = True, (b"connection", b"close") in message["headers"]
+            self._answered, self._lingers = True, (b"connection", b"close") in headers
         elif not message.get("more_body", False):
-            self.leave()  # ahead of the end of the reply: its client may ask again at once
+            self._give_place()  # ahead of the end of the reply: its client may ask again at once
             if self._lingers and not self._whole:
                 await self._send({**message, "more_body": True})
                 await self._linger()
                 message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
+    def _hear(self, places: bytes, status: int) -> None:
+        admission = self._door.admission
+        admission.at_once, admission.places = map(int, places.split())
+        if self._caller is not None:
+            self._door.met(self._caller, status)
+
     async def _linger(self) -> None:
         """Takes in what is left of a body, so that its client reads the reply.
 
         A connection that is closed on a client that still sends is reset, and the reply is lost.
         """
+        self._lingering = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while not (self._whole or self._gone) and self._seen < LINGER_BYTES:
@@ -186,36 +240,65 @@ class _Passage:
     async def end(self) -> None:
         """Answers where Serve has not, as where a replica dies, to a client that is still there."""
         if not self._answered and not self._gone:
-            await self._replace(_fault_of_serve(500), ())
+            log.error("%s: Serve has not answered", self._id)
+            await self._replace(_fault_of_serve(500))
 
-    async def _replace(self, fault: Fault, headers: Headers) -> None:
+    async def _replace(self, fault: Fault) -> None:
         self._answered = self._replaced = True
-        self.leave()
-        await _answer(fault, headers, self._send)
+        self._give_place()
+        await _answer(fault, self._id, self._send)
 
-    def leave(self) -> None:
-        """Gives back, for good, the place and what is held of the body."""
-        self._aside.cancel()
-        self._scores = False
-        self._leave()
+    def finish(self) -> None:
+        """Gives back all that was taken."""
+        self._give_place()
         self._door.bodies.give(self._held)
         self._held = 0
 
+    def _give_place(self) -> None:
+        """For good."""
+        self._grace.cancel()
+        self._leave()
+        self._caller = None
+
     def _enter(self) -> None:
-        if self._scores and not self._entered:
+        if self._caller is not None and not self._entered:
             self._entered = True
-            self._door.taken += 1
+            self._door.taken += self._known
+            self._door.strangers += not self._known
+
+    def _enter_late(self) -> None:
+        """Takes a place where the one that was held for the body has been given back.
+
+        Raises:
+            OverloadedError: none is left.
+        """
+        if self._caller is not None and not self._entered:
+            if self._known and self._door.taken >= self._door.admission.places:
+                raise OverloadedError
+            self._enter()
 
     def _leave(self) -> None:
         if self._entered:
             self._entered = False
-            self._door.taken -= 1
+            self._door.taken -= self._known
+            self._door.strangers -= not self._known
 
 
-def _harmless(name: bytes, value: bytes) -> bool:
-    if name == b"x-request-id":
-        return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
-    return name.replace(b"_", b"-") not in STEERING
+def _caller(headers: Headers) -> bytes:
+    """Who asks, as far as can be told from here; not what they say it with."""
+    return hashlib.sha256(b"".join(value for name, value in headers
+                                   if name == b"authorization")).digest()
+
+
+def _id(headers: Headers) -> str:
+    """The request id that a client gave, where it is harmless, or a new one."""
+    given = next((value for name, value in headers if name == REQUEST_ID_HEADER), b"")
+    text = given.decode("latin-1")
+    return text if REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+
+
+def _harmless(header: tuple[bytes, bytes]) -> bool:
+    return header[0] != REQUEST_ID_HEADER and header[0].replace(b"_", b"-") not in STEERING
 
 
 def _fault_of_serve(status: int) -> Fault:
@@ -226,15 +309,12 @@ def _fault_of_serve(status: int) -> Fault:
                  f"{RETRY_AFTER_S} s", headers={"retry-after": str(RETRY_AFTER_S)})
 
 
-async def _answer(fault: Fault, headers: Headers, send: Send) -> None:
-    """Sends an error; its id is the one in a request's or a reply's headers, or a new one."""
-    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"),
-                 "")
-    request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+async def _answer(fault: Fault, request_id: str, send: Send) -> None:
+    """Sends an error."""
     body = error_body(fault, request_id)
     ANSWERED.labels(ROUTE, "", fault.status).inc()
     await send({"type": "http.response.start", "status": fault.status, "headers": [
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request_id.encode()), (b"cache-control", b"no-store"),
+        (REQUEST_ID_HEADER, request_id.encode()), (b"cache-control", b"no-store"),
         *((name.encode(), value.encode()) for name, value in fault.headers.items())]})
     await send({"type": "http.response.body", "body": body})

@@ -119,7 +119,8 @@ class Endpoint:
             OverloadedError: no place is free.
             Exception: the first that `one` raised; the others were given up.
         """
-        with self.gate.enter(len(images)) as places:
+        most = max(1, self.gate.places - 1)  # and one is left for somebody else
+        with self.gate.enter(min(len(images), most)) as places:
             turns = asyncio.Semaphore(places)
 
             async def in_turn(image: T) -> R:

@@ -8,8 +8,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from igd.errors import IgdError, ImageError
-from igd.serve.catalogue import NotReadyError, UnknownCategoryError
-from igd.serve.gate import RETRY_AFTER_S, OverloadedError
+from igd.serve.gate import (
+    RETRY_AFTER_S,
+    NotReadyError,
+    OverloadedError,
+    UnknownCategoryError,
+)
 
 
 class RequestError(Exception):

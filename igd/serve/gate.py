@@ -6,12 +6,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from igd.errors import StorageError
+from igd.errors import ModelError, StorageError
 
 RETRY_AFTER_S = 1
 HALF_LIFE_S = 0.5
 LEAST = 5
 """Refusals, those of long ago counted less, that are no accident."""
+
+
+class UnknownCategoryError(ModelError):
+    """There is no model for a category."""
+
+
+class NotReadyError(StorageError):
+    """A category's model is not loaded, or cannot be."""
 
 
 class OverloadedError(StorageError):
@@ -35,6 +43,10 @@ class Admission:
     def __init__(self, at_once: int = sys.maxsize, places: int = sys.maxsize) -> None:
         self.at_once, self.places = at_once, places
         self._asked = self._refused = self._at = 0.0
+
+    def refused(self) -> None:
+        """Counts one that was admitted, and refused further on."""
+        self._refused += 1
 
     def admits(self, taken: int, now: float) -> bool:
         """Whether to take on one more beside so many; each call is counted as one that asks.

@@ -14,16 +14,19 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from igd.serve import page
 from igd.serve.config import EndpointConfig
-from igd.serve.endpoint import Endpoint
 from igd.serve.faults import Fault, RequestError, fault_of
 from igd.serve.gate import Budget
 from igd.serve.metrics import UNKNOWN
 from igd.serve.tokens import name_of
+
+if TYPE_CHECKING:  # the door, in Ray Serve's proxy, needs no torch
+    from igd.serve.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 

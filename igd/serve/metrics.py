@@ -11,15 +11,18 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from igd.serve.catalogue import Catalogue
 from igd.serve.gate import Gate
-from igd.serve.models import Answer, Card, Models
+
+if TYPE_CHECKING:  # the door, in Ray Serve's proxy, needs no torch
+    from igd.serve.catalogue import Catalogue
+    from igd.serve.models import Answer, Card, Models
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNKNOWN = "_unknown"

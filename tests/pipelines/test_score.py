@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 import polars
+import psutil
 import pytest
 
 from igd import registry, storage, tables
@@ -106,19 +107,31 @@ def test_a_model_that_changed_after_planning_is_never_mixed_in(cluster, asked, d
     assert rows_of(wanted.out) == []
 
 
-def test_a_run_told_to_stop_stops_with_its_code(dump, tiny_models, tmp_path) -> None:
+@pytest.mark.parametrize(("sign", "code", "starting"), [
+    (signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, False)])
+def test_a_run_told_to_stop_stops_with_its_code(dump, tiny_models, tmp_path, sign, code,
+                                                starting) -> None:
     out = tmp_path / "stopped"
     process = subprocess.Popen(
         [sys.executable, "-m", "igd.cli", "score", dump("tar"), "--models", str(tiny_models),
          "--out", str(out), "--date", DAY.isoformat(), "--category", "weave",
          "--shard-members", "1"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(out.glob("runs/*/done/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    if starting:
+        assert process.stderr is not None and "starting Ray" in process.stderr.readline()
+        ray_starts = psutil.Process(process.pid).children
+        while not ray_starts() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = ray_starts(recursive=True)
+    else:
+        while not list(out.glob("runs/*/done/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(sign)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 143, said
-    assert "Traceback" not in said and "***" not in said
+    assert process.returncode == code, said
+    assert "run the same command again" in said and "Traceback" not in said and "***" not in said
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 @pytest.mark.timeout(240)

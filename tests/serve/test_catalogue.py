@@ -14,7 +14,8 @@ from igd.errors import StorageError
 from igd.registry import production
 from igd.score.scorer import CPU
 from igd.serve import catalogue as module
-from igd.serve.catalogue import Catalogue, NotReadyError, UnknownCategoryError
+from igd.serve.catalogue import Catalogue
+from igd.serve.gate import NotReadyError, UnknownCategoryError
 from igd.serve.local import LocalScorers
 from igd.serve.models import Models
 

@@ -385,9 +385,9 @@ def test_a_full_endpoint_refuses_and_a_failed_request_gives_its_places_back(
     assert (endpoint.gate.taken, endpoint.reading.taken) == (0, 0)
 
 
-def test_images_of_a_request_are_scored_as_many_at_a_time_as_there_are_places(
+def test_images_of_a_request_take_all_places_but_one(
         serve, tiny_models: Path, picture: bytes) -> None:
-    endpoint = endpoint_of(EndpointConfig(models=str(tiny_models), in_flight=2))
+    endpoint = endpoint_of(EndpointConfig(models=str(tiny_models), in_flight=3))
     client, score, running, most = serve(endpoint), endpoint.scorers.score, 0, 0
 
     async def count_and_score(ask: Ask) -> Answer:
