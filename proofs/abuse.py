@@ -34,6 +34,7 @@ from igd.data.synthetic import generate
 from igd.pipelines.category import CategoryTask, train_category
 
 RESULT = Path(__file__).parent / "results" / "abuse.json"
+TOKEN = b"0123456789abcdef0123456789abcdef"
 OTHERS_S = 2.0
 """How long another client may have to wait for one image."""
 
@@ -48,7 +49,8 @@ def main() -> None:
                if re.search(asked.only, attack.name)]
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="igd") as work, ExitStack() as stack:
-        bare = stack.enter_context(serving(_models(work), _picture(work)))
+        models, picture = _models(work), _picture(work)
+        bare = stack.enter_context(serving(models, picture))
         for attack in attacks:
             found.append(_tried(attack, bare))
         if nginx_binary():
@@ -56,6 +58,11 @@ def main() -> None:
             stack.enter_context(in_front(bare.port, fronted.port))
             found += [_tried(attack, fronted) for attack in attacks
                       if attack.bare or attack.name.startswith("nothing")]
+        stack.close()
+        with serving(models, picture, TOKEN) as guarded:
+            assert guarded.scored()  # so that its token is known
+            found += [_tried(attack, guarded) for attack in floods.of_strangers()
+                      if re.search(asked.only, attack.name)]
     document = {"commit": commit(), "cpus": os.cpu_count(), "nginx": nginx_binary() is not None,
                 "verdicts": {verdict: sum(one["verdict"] == verdict for one in found)
                              for verdict in ("ok", "needs a reverse proxy", "WRONG")},

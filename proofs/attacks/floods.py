@@ -5,12 +5,16 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 from attacks.attack import Attack, Seen, said
 from attacks.target import Target, answer
 
+FLOOD_S = 10.0
 LONG_S = 35.0
 """To look whether what is slow is cut off within 30 s."""
 MB = b"x" * 1_000_000
@@ -42,6 +46,37 @@ def attacks() -> Iterator[Attack]:
                  by="proxy", run=_endless([b"X-A: b\r\n" * 125_000] * 8))
     yield Attack(name="a header of 64 MB", expected="refused, unnoticed by others", bare=True,
                  by="proxy", run=_endless([b"X-A: ", *[MB] * 64]))
+
+
+def of_strangers() -> Iterator[Attack]:
+    """For an endpoint that asks for a token."""
+    yield Attack(name="20 clients with a wrong token, without a pause", max_cpu_s=20,
+                 expected="401 or 503, others are served", run=_flood(20, b"wrong"))
+    yield Attack(name="20 clients without a token, without a pause", max_cpu_s=20,
+                 expected="401 or 503, others are served", run=_flood(20, b""))
+
+
+def _flood(count: int, token: bytes) -> Callable[[Target], Seen]:
+    """So many clients that ask for scores with another token, again and again."""
+    def run(target: Target) -> Seen:
+        stranger, ends = replace(target, token=token), time.monotonic() + FLOOD_S
+        with ThreadPoolExecutor(count) as pool:
+            found = sum(pool.map(lambda _: _asked_until(stranger, ends), range(count)), Counter())
+        told = ", ".join(f"{number} x {status}" for status, number in sorted(found.items()))
+        return Seen(text=told, good=found.keys() <= {"401", "503"} and found["401"] > 0)
+
+    return run
+
+
+def _asked_until(target: Target, ends: float) -> Counter[str]:
+    """The statuses of requests on one connection after another."""
+    found: Counter[str] = Counter()
+    while time.monotonic() < ends:
+        with target.connect() as client:
+            client.sendall(target.post(b"Content-Length: %d" % len(target.picture),
+                                       b"Connection: close", body=target.picture))
+            found[said(answer(client, 10)).split()[0]] += 1
+    return found
 
 
 def _nothing(target: Target) -> Seen:

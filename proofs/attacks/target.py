@@ -32,12 +32,14 @@ class Target:
     Attributes:
         tls: whether a reverse proxy with a certificate of its own stands in front.
         picture: PNG that the model scores.
+        token: that requests carry; the endpoint asks for one where there is any.
     """
 
     port: int
     picture: bytes
     processes: dict[str, psutil.Process]
     tls: bool = False
+    token: bytes = b""
 
     def knock(self, source: str = "127.0.0.1") -> socket.socket:
         """A connection on which nothing has been said, TLS included."""
@@ -51,6 +53,8 @@ class Target:
 
     def post(self, *headers: bytes, body: bytes = b"", path: bytes = SCORE) -> bytes:
         """A request as it goes over the wire; without a length of its own where it has a body."""
+        if self.token:
+            headers = (*headers, b"Authorization: Bearer " + self.token)
         return b"\r\n".join([b"POST " + path + b" HTTP/1.1", b"Host: localhost", *headers, b"",
                              body])
 
@@ -135,16 +139,18 @@ def watched(target: Target) -> Iterator[Usage]:
 
 
 @contextlib.contextmanager
-def serving(models: str, picture: bytes) -> Iterator[Target]:
+def serving(models: str, picture: bytes, token: bytes = b"") -> Iterator[Target]:
     """`igd-ray serve` over models, with one scorer."""
+    tokens = {"IGD_SERVE_TOKENS": f"line:{token.decode()}"} if token else {}
     port = free_port()
     command = [sys.executable, "-m", "igd.cli", "serve", "--models", models, "--port", str(port),
                "--scorers", "1"]
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **tokens},
                           stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
             _wait_until_ready(process, port)
-            yield Target(port=port, picture=picture, processes=_processes(process.pid))
+            yield Target(port=port, picture=picture, processes=_processes(process.pid),
+                         token=token)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
