@@ -39,8 +39,9 @@ def test_every_abuse_was_held_off_by_the_endpoint_or_a_reverse_proxy() -> None:
     document = json.loads((RESULTS / "abuse.json").read_text())
     found = {(one["abuse"], one["behind"]): one for one in document["abuses"]}
     assert len(found) == len(document["abuses"]) >= 50 and document["verdicts"]["WRONG"] == 0
-    assert {attack.name for attack in (*floods.attacks(), *single.attacks())} == {
-        name for name, behind in found if behind is None}
+    assert {attack.name for attack in (
+        *floods.attacks(), *single.attacks(), *floods.of_strangers())} == {
+            name for name, behind in found if behind is None}
     bare = {name for (name, _), one in found.items() if one["verdict"] == "needs a reverse proxy"}
     assert all(found[name, "nginx"]["verdict"] == "ok" for name in bare)
     for one in found.values():
@@ -73,3 +74,22 @@ def test_other_libraries_see_the_tiles_and_their_heatmaps() -> None:
         assert seen == dict.fromkeys(seen, seen["Polars"])
         assert (seen["Polars"]["rows"], seen["Polars"]["heatmaps"]) == (images, images)
         assert seen["Polars"]["heatmap_sizes"] == [size]
+
+
+def test_no_disturbance_cost_a_request_that_it_need_not_have() -> None:
+    document = json.loads((RESULTS / "serve_chaos.json").read_text())
+    cases = document["cases"]
+    kinds = [case["kind"] for case in cases]
+    assert all(kinds.count(kind) >= 3 for kind in (
+        "replica", "scorer", "ingress", "promotion", "stop"))
+    assert document["problems"] == 0 and all(case["problems"] == [] for case in cases)
+    parity, = (case for case in cases if case["kind"] == "parity")
+    assert parity["images"] == 50 and set(parity["differing"].values()) == {0}
+    assert set(parity["differing"]) == {
+        "folder", "tar", "endpoint", "together", "inference protocol"}
+    many, = (case for case in cases if case["kind"] == "many")
+    assert (many["requests"], many["wrong"], many["failed"]) == (2000, 0, 0)
+    assert many["categories"] == many["different_scores"] == 20 < many["evicted"]
+    for case in cases:
+        if case["kind"] in ("scorer", "promotion"):
+            assert set(case["answers"]) == {"200"}
