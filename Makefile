@@ -41,7 +41,10 @@ proof: $(READY)
 	PYTHONPATH=tests $(BIN)/python proofs/score_chaos.py --kinds head,signal,disk --rounds 2 \
 	  --out proofs/results/score_chaos_signals.json
 	$(BIN)/python proofs/abuse.py
-	PYTHONPATH=tests $(BIN)/python proofs/serve_chaos.py $(DATA)
+	PYTHONPATH=tests $(BIN)/python proofs/serve_chaos.py $(DATA) \
+	  --kinds parity,many,replica,scorer,ingress,promotion
+	PYTHONPATH=tests $(BIN)/python proofs/serve_chaos.py --kinds stop --rounds 5 \
+	  --out proofs/results/serve_chaos_stop.json
 	@if [ -d "$(DATA)/magnetic_tile" ]; then \
 	  PYTHONPATH=tests $(BIN)/python proofs/containers.py "$(DATA)"; \
 	else \

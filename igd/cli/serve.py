@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from igd.pipelines.cluster import Resources
 
 
+WILDCARDS = ("0.0.0.0", "::")
+
+
 @app.command()
 def serve(
     models: Models,
@@ -77,13 +80,13 @@ def serve(
 
     from igd import registry, storage
     from igd.pipelines.cluster import connected
-    from igd.pipelines.serve import Listen, Replicas, running
+    from igd.pipelines.serve import Listen, Replicas, check_free, running
     from igd.serve.config import LOOPBACK, MIB, EndpointConfig
     from igd.serve.tokens import tokens_of
 
     known = tokens_of(tokens)
     if host not in LOOPBACK and not known and not anybody_may_ask:
-        raise ConfigError(f"--host {host}: others could ask without a password; name --tokens, or "
+        raise ConfigError(f"--host {host}: others could ask without a token; name --tokens, or "
                           "say --anybody-may-ask where the network lets in nobody else")
     names = registry.list_categories(models)
     if not names:
@@ -94,18 +97,25 @@ def serve(
         follow_s=follow_s, in_flight=in_flight)
     certificate, key = tls or (None, None)
     listen = Listen(host=host, port=port, certificate=certificate, key=key)
-    with connected(ray_address) as resources:
-        replicas = Replicas(scorers=_scorers(scorers, resources), ingress=ingress,
-                            gpus_per_scorer=gpus_per_scorer)
-        say(f"starting {replicas.scorers[0]} scorers for {len(names)} categories")
-        with running(config, listen, replicas) as url:
-            print(f"serving {', '.join(names)} on {url} ({url}/openapi.json describes it); "
-                  "Ctrl-C stops", flush=True)
-            try:
-                signal.pause()
-            except KeyboardInterrupt:
-                say("stopping: answering what is under way")
-                sys.stdout = io.StringIO()  # where Ray tells of every actor that it ends
+    check_free(listen)
+    if host in WILDCARDS and not allow_host:
+        say(f"--host {host}: requests that call this endpoint by any other name or address than "
+            "loopback's are refused; name those with --allow-host")
+    try:
+        with connected(ray_address) as resources:
+            replicas = Replicas(scorers=_scorers(scorers, resources), ingress=ingress,
+                                gpus_per_scorer=gpus_per_scorer)
+            say(f"starting scorers ({replicas.scorers[0]}) for categories ({len(names)})")
+            with running(config, listen, replicas) as url:
+                print(f"serving {', '.join(names)} on {url} ({url}/openapi.json describes it); "
+                      "Ctrl-C stops", flush=True)
+                try:
+                    signal.pause()
+                except KeyboardInterrupt:
+                    say("stopping: answering what is under way")
+                    sys.stdout = io.StringIO()  # where Ray tells of every actor that it ends
+    except KeyboardInterrupt:
+        say("stopped while it started")
     raise typer.Exit(0)
 
 

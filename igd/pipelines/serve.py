@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import logging
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -333,7 +335,7 @@ def running(config: EndpointConfig, listen: Listen, replicas: Replicas = Replica
 
     On leaving, the endpoint first says that it is not ready, then answers what it has, then stops.
     """
-    _check_free(listen.host, listen.port)
+    check_free(listen)
     if any(actor["name"] == CONTROLLER for actor in _serve_actors()):
         raise ConfigError("Ray Serve runs on that cluster already, and stopping here would stop it "
                           "for all; deploy there instead: serve deploy, with "
@@ -343,18 +345,24 @@ def running(config: EndpointConfig, listen: Listen, replicas: Replicas = Replica
         "host": listen.host, "port": listen.port, "ssl_keyfile": listen.key,
         "ssl_certfile": listen.certificate, "request_timeout_s": 2 * config.timeout_s})
     try:
-        handle = serve.run(build(config, replicas), name=NAME, route_prefix="/")
-        handle._init(  # type: ignore[no-untyped-call]
-            _run_router_in_separate_loop=True)  # no loop runs here; see door.ENVIRONMENT
+        try:
+            serve.run(build(config, replicas), name=NAME, route_prefix="/")
+        except KeyboardInterrupt:  # it may answer already
+            sys.stdout = io.StringIO()  # where Ray tells of every actor that it ends
+            _drain(config)
+            raise
         yield listen.url
-        _drain(handle, config)
+        _drain(config)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _drain(ingress: DeploymentHandle[Any], config: EndpointConfig) -> None:
+def _drain(config: EndpointConfig) -> None:
     """Lets whoever spreads the load turn away, then takes no more, then answers what is left."""
     with contextlib.suppress(TimeoutError, RayError, RayServeException):
+        ingress = serve.get_app_handle(NAME)
+        ingress._init(  # type: ignore[no-untyped-call]
+            _run_router_in_separate_loop=True)  # no loop runs here; see door.ENVIRONMENT
         ingress.broadcast("drain").results(timeout_s=CONTROL_S)
         time.sleep(config.drain_s)
         proxies = _proxies()
@@ -388,8 +396,13 @@ def _serve_actors() -> list[dict[str, str]]:
             if actor["namespace"] == "serve"]
 
 
-def _check_free(host: str, port: int) -> None:
-    """Refuses a port that is taken: Serve would share it, and half the requests go elsewhere."""
+def check_free(listen: Listen) -> None:
+    """Refuses a port that is taken: Serve would share it, and half the requests go elsewhere.
+
+    Raises:
+        ConfigError: it is.
+    """
+    host, port = listen.host, listen.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

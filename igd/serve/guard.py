@@ -106,7 +106,9 @@ class Guard:
             return None
         caller = name_of(self._config.tokens, request.header("authorization"))
         if caller is None:
-            raise RequestError(401, "unauthorized", "send Authorization: Bearer TOKEN")
+            raise RequestError(401, "unauthorized", "this token is not known here" if
+                               request.header("authorization").lower().startswith("bearer ") else
+                               "send Authorization: Bearer TOKEN")
         return caller
 
     def _answers_to(self, host: str, path: str) -> bool:

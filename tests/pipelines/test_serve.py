@@ -140,8 +140,6 @@ def test_an_endpoint_told_to_stop_answers_what_it_has(tiny_models: Path, image: 
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url)
-        assert process.stdout is not None
-        said_first = process.stdout.readline()  # told earlier, it is told while it starts
         with Load(url, image, clients=2) as load:
             load.wait_for(5)
             began = time.monotonic()
@@ -159,7 +157,8 @@ def test_an_endpoint_told_to_stop_answers_what_it_has(tiny_models: Path, image: 
         process.kill()
         out, said = process.communicate()
     assert process.returncode == 0, said
-    assert url in said_first and out == "" and "Traceback" not in said
+    assert out == "" or (out.count("\n") == 1 and url in out)  # it may be told before that
+    assert "Traceback" not in said
     assert {answer[0] for answer in load.answers} == {200, "ConnectError"}, load.answers
 
 
