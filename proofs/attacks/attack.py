@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from attacks.target import Target, answer
 
 
+WAIT_S = 1.5
+LINGERS_S = 8.0
+"""For the endpoint to close, which listens to a body that it has refused for a while."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What came of an attack."""
@@ -42,7 +47,7 @@ def said(came: bytes) -> str:
     return " ".join([", ".join(statuses) or "nothing", *["closed"] * came.endswith(b"CLOSED")])
 
 
-def one_request(wire: Callable[[Target], bytes], *expected: str, wait_s: float = 1.5
+def one_request(wire: Callable[[Target], bytes], *expected: str, wait_s: float = WAIT_S
                 ) -> Callable[[Target], Seen]:
     """An attack of a single request, that should be answered in one of these ways."""
     def run(target: Target) -> Seen:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
-from attacks.attack import Attack, Seen, said
+from attacks.attack import LINGERS_S, Attack, Seen, said
 from attacks.target import Target, answer
 
 FLOOD_S = 10.0
@@ -90,7 +90,7 @@ def _large(start: Callable[[Target], bytes], rest: Iterable[bytes], *expected: s
     def run(target: Target) -> Seen:
         with target.connect() as client:
             sent = _send(client, start(target), rest)
-            found = said(answer(client, 2))
+            found = said(answer(client, LINGERS_S))
         return Seen(text=f"{found} after {sent / 1e6:.1f} MB",
                     good=found in (expected or ("413 closed", "nothing closed")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from attacks.attack import Attack, Seen, one_request, said
+from attacks.attack import LINGERS_S, WAIT_S, Attack, Seen, one_request, said
 from attacks.target import Target, answer
 
 GET = b"GET /v1/categories HTTP/1.1\r\nHost: localhost\r\n"
@@ -18,14 +18,15 @@ def attacks() -> Iterator[Attack]:
     for name, wire in FRAMING.items():
         yield Attack(name=name, expected=REFUSED, by="proxy", run=one_request(wire, REFUSED))
     for name, (wire, expected) in ODD.items():
-        yield Attack(name=name, expected=expected, run=one_request(wire, expected))
+        yield Attack(name=name, expected=expected, run=one_request(
+            wire, expected, wait_s=LINGERS_S if expected.endswith("closed") else WAIT_S))
     for name, (wire, expected) in SERVES.items():
         yield Attack(name=name, expected=expected, by="proxy", run=one_request(wire, expected))
     for path in PATHS:
         yield Attack(name=f"category {path[:20].decode()}", expected="404",
                      run=one_request(lambda target, path=path: target.post(
                          b"Content-Length: 1", body=b"x",
-                         path=b"/v1/categories/" + path + b"/score"), "404"))
+                         path=b"/v1/categories/" + path + b"/score"), "404", "404 closed"))
     yield Attack(name="ten requests at once on one connection", expected="ten answers in order",
                  by="proxy", run=_pipelined)
     yield Attack(name="the client closes its side before the answer", expected="closed at once",
