@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from attacks.target import Target, answer
 
-
 WAIT_S = 1.5
 LINGERS_S = 8.0
 """For the endpoint to close, which listens to a body that it has refused for a while."""
