@@ -146,7 +146,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "expected one of scores, heatmaps, sources": ["files", "--out", out, "--table", "x"],
         "not found": ["score", tmp_path / "gone.tar", "--date", "2026-01-02", "--models",
                       tiny_models, "--category", "weave", "--out", out],
-        "without a password": ["serve", "--models", tiny_models, "--host", "0.0.0.0"],
+        "without a token": ["serve", "--models", tiny_models, "--host", "0.0.0.0"],
         "unknown scheme": ["models", "list", "--models", "ftp://somewhere/models"],
     }
     for expected, words in cases.items():

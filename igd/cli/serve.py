@@ -70,17 +70,8 @@ def serve(
     Example: `igd-ray serve --models ./models`, then
     `curl --data-binary @part.png 127.0.0.1:8000/v1/categories/bottle/score`
     """
-    from igd.serve import door
-
-    for name, value in door.ENVIRONMENT.items():  # ahead of Ray, for a cluster that is started here
-        os.environ.setdefault(name, value)
-    if not (ray_address or os.environ.get("RAY_ADDRESS")):  # replicas listen on every interface
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
     from igd import registry, storage
-    from igd.pipelines.cluster import connected
-    from igd.pipelines.serve import Listen, Replicas, check_free, running
+    from igd.serve import door
     from igd.serve.config import LOOPBACK, MIB, EndpointConfig
     from igd.serve.tokens import tokens_of
 
@@ -95,6 +86,15 @@ def serve(
         models=storage.canonical(models), fpr=fpr, review_fpr=review_fpr, tokens=known,
         hosts=(*LOOPBACK, host, *(allow_host or ())), model_bytes=model_mib * MIB,
         follow_s=follow_s, in_flight=in_flight)
+    for name, value in door.ENVIRONMENT.items():  # ahead of Ray, for a cluster that is started here
+        os.environ.setdefault(name, value)
+    if not (ray_address or os.environ.get("RAY_ADDRESS")):  # replicas listen on every interface
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+    from igd.pipelines.cluster import connected
+    from igd.pipelines.serve import Listen, Replicas, check_free, running
+
     certificate, key = tls or (None, None)
     listen = Listen(host=host, port=port, certificate=certificate, key=key)
     check_free(listen)
