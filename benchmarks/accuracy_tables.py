@@ -48,7 +48,6 @@ def accuracy() -> str:
     return "\n".join([*lines, ""])
 
 
-
 def squashed() -> str:
     """The tiles without the centre crop."""
     document = load("accuracy-tiles-fast-squash")
@@ -68,7 +67,6 @@ def squashed() -> str:
             f"pixels, and pooled pixel AUROC follows it. Commit {document['commit']}.")
 
 
-
 def false_positives() -> str:
     """How often `fast` flags normal test images at the rates asked for."""
     told = []
@@ -82,7 +80,6 @@ def false_positives() -> str:
                     + ", ".join(rates))
     return ("Share of normal test images that `fast` flags at a calibrated false-positive rate "
             f"(95% interval): {'; '.join(told)}.")
-
 
 
 def refits() -> list[str]:
@@ -104,7 +101,6 @@ def refits() -> list[str]:
     return [*lines, "", f"`python benchmarks/refits.py DATA`, {where(document)}."]
 
 
-
 def reduced() -> str:
     """The two small categories, looked at once."""
     found = []
@@ -119,7 +115,6 @@ def reduced() -> str:
                       *found, ""])
 
 
-
 def ladder() -> str:
     """The descriptors between the paper's and preset fast's."""
     parts = [load(f"accuracy-{part}-fast")["runs"][0]["categories"] for part in
@@ -131,7 +126,6 @@ def ladder() -> str:
         lines.append(row(name, [" / ".join(digits(of[name][metric]) for metric in SHOWN)
                                 for of in (bottle, tile)]))
     return "\n".join([*lines, ""])
-
 
 
 def one_class() -> str:
@@ -160,7 +154,6 @@ def one_class() -> str:
             f"{digits(found['paper_mean_of_ten_classes']['single'])} over ten classes, at full "
             "width and schedule.")
     return "\n".join([*lines, "", told, ""])
-
 
 
 def nets() -> str:

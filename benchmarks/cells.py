@@ -16,21 +16,17 @@ def load(name: str) -> dict[str, Any]:
     return dict(json.loads(results(name).read_text()))
 
 
-
 def results(name: str) -> Path:
     folder = "proofs" if name in PROOFS else "benchmarks"
     return ROOT / folder / "results" / f"{name}.json"
-
 
 
 def exists(name: str) -> bool:
     return results(name).exists()
 
 
-
 def row(name: str, cells: list[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
-
 
 
 def over_seeds(runs: list[dict[str, Any]], metric: str) -> str:
@@ -42,16 +38,13 @@ def over_seeds(runs: list[dict[str, Any]], metric: str) -> str:
             f"({digits(min(low for low, _ in bounds))}-{digits(max(high for _, high in bounds))})")
 
 
-
 def mean_range(values: list[float]) -> str:
     return (f"{digits(sum(values) / len(values))} "
             f"({digits(min(values))}-{digits(max(values))})")
 
 
-
 def digits(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
-
 
 
 def where(*documents: dict[str, Any]) -> str:
@@ -59,10 +52,8 @@ def where(*documents: dict[str, Any]) -> str:
     return f"commit {commits}, {MACHINE.format(**documents[0]['machine'])}"
 
 
-
 def span(values: dict[str, float]) -> str:
     return between([values["min"], values["max"]])
-
 
 
 def between(values: list[float]) -> str:

@@ -32,7 +32,6 @@ def spine() -> str:
     return "\n".join([*lines, "", prose(fast, small, tiles), "", terms(small), ""])
 
 
-
 def terms(small: dict[str, Any]) -> str:
     """What training `small` on bottle did to each term."""
     found = small["runs"][0]["curve"]
@@ -45,7 +44,6 @@ def terms(small: dict[str, Any]) -> str:
             f"twentieth) to the last epoch's mean: {', '.join(told)}.")
 
 
-
 def category_row(category: str, preset: str, runs: list[dict[str, Any]]) -> str:
     numbers = [run["categories"][category] for run in runs]
     first = numbers[0]
@@ -55,7 +53,6 @@ def category_row(category: str, preset: str, runs: list[dict[str, Any]]) -> str:
     return (f"| {category}, `{preset}` | {first['image_auroc']:.3f} | {first['pixel_auroc']:.3f} "
             f"| {between(seconds)} | {between(rates)} | {first['fpr_realised']:.2f} "
             f"({low:.2f}-{high:.2f}) |")
-
 
 
 def prose(fast: dict[str, Any], small: dict[str, Any], tiles: dict[str, Any]) -> str:
@@ -72,7 +69,6 @@ def prose(fast: dict[str, Any], small: dict[str, Any], tiles: dict[str, Any]) ->
             f"{machine['python']}; ranges are over {len(fast['runs'])} runs "
             f"({len(small['runs'])} of `small`), AUROC was the same in all. Memory is the sum of "
             "the proportional set sizes of the command and all it started, Ray's own included.")
-
 
 
 def queue() -> str:
@@ -96,7 +92,6 @@ def queue() -> str:
                                             ]), ""])
 
 
-
 def ratio(runs: list[dict[str, Any]], name: str) -> str:
     """Median, lowest and highest of the ratios to one process; of trainers also the seconds."""
     found = sorted(run[name] / run["in_process_s"] for run in runs if name in run)
@@ -109,7 +104,6 @@ def ratio(runs: list[dict[str, Any]], name: str) -> str:
     return f"{text}: {between(more)} s more each"
 
 
-
 def many(run: dict[str, Any]) -> str:
     """Whether the queue gets slower or larger with the number of categories."""
     each = (run["one_at_a_time_s"] - run["in_process_s"]) / run["count"]
@@ -119,7 +113,6 @@ def many(run: dict[str, Any]) -> str:
             f"{run['one_at_a_time_s']:.0f} s against {run['in_process_s']:.0f} in one process, "
             f"{each:.2f} s more each; by quarters {quarters[0]} s, the driver's memory "
             f"{quarters[1]} MB.")
-
 
 
 def batch() -> str:
@@ -148,7 +141,6 @@ def batch() -> str:
         f"DATA`, {where(document)}."), ""])
 
 
-
 def archives() -> str:
     """Memory and workers on one huge archive."""
     document = load("archives")
@@ -163,7 +155,6 @@ def archives() -> str:
             str(found["peak_mb"]["worker"]), f"{busy['mean']} ({busy['most']} at most)"]))
     return "\n".join([*lines, "", "Peaks of the proportional set size; of workers, of the largest. "
                       f"`python benchmarks/archives.py DATA`, {where(document)}.", ""])
-
 
 
 def containers() -> str:
@@ -182,7 +173,6 @@ def containers() -> str:
         "terms, p-value, decision, regions, heatmap or fingerprint. "
         f"{', '.join(readers[:-1])} and {readers[-1]} read the same rows and heatmaps. "
         f"`PYTHONPATH=tests python proofs/containers.py DATA`, {where(document)}.", ""])
-
 
 
 def growth() -> str:

@@ -28,7 +28,6 @@ def table() -> str:
     return "\n".join(section() for section, names in sections if all(map(exists, names)))
 
 
-
 def main() -> None:
     if "--write" not in sys.argv:
         print(table())

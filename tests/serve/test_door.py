@@ -138,6 +138,61 @@ def test_a_client_that_still_sends_reads_why_it_is_refused(chunks: int) -> None:
         asyncio.run(receive())  # all of it was taken in
 
 
+def test_of_a_body_that_is_refused_nothing_more_is_held() -> None:
+    kept: list[Any] = []
+    body = big(50)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return await body()
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        async def keep() -> None:  # as Serve's does, beside the reply
+            while True:
+                kept.append(await receive())
+
+        task = asyncio.create_task(keep())
+        await refuses(scope, receive, send)
+        task.cancel()
+
+    asyncio.run(door.Door(proxy)(scope_of(), receive, send))
+    assert len(kept) < 5
+
+
+def test_a_reply_that_has_begun_is_not_begun_again() -> None:
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(PLACES, b"1 2")]})
+        assert (await receive())["type"] == "http.disconnect"  # beyond the budget
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    async def run() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        one = door.Door(proxy)
+        one.bodies.most = 1
+        await one(scope_of(), big(2), send)
+        return sent
+
+    start, body = asyncio.run(run())
+    assert (start["status"], body["body"]) == (200, b"whole")
+
+
+def test_a_token_that_is_taken_back_is_no_longer_known() -> None:
+    one, caller = door.Door(refuses), door._caller([(b"authorization", b"Bearer x")])
+    one.met(caller, 422)
+    assert not one.knows(caller)  # only a score tells that it is good
+    one.met(caller, 200)
+    assert one.knows(caller)
+    one.met(caller, 401)
+    assert not one.knows(caller)
+
+
 def test_a_client_that_never_ends_is_not_listened_to_for_ever(monkeypatch) -> None:
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(0.01)
