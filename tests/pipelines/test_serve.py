@@ -140,6 +140,8 @@ def test_an_endpoint_told_to_stop_answers_what_it_has(tiny_models: Path, image: 
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url)
+        replica, = replicas_below(process.pid, "Ingress")  # whose own port any interface reaches
+        assert replica.environ()["RAY_AUTH_MODE"] == "token"
         with Load(url, image, clients=2) as load:
             load.wait_for(5)
             began = time.monotonic()
