@@ -71,7 +71,8 @@ def train(preset: str, pictures: Path, *limit: int) -> int:
 def test_the_peak_grows_by_what_is_estimated(preset: str, pictures: Path) -> None:
     grown = train(preset, pictures)
     expected = data_bytes(IMAGES[preset] - FEW[preset], CONFIGS[preset])
-    assert 0.85 * expected < grown < 1.2 * expected
+    # a second copy of the pixels, or of the features, would add .4 at the least
+    assert 0.85 * expected < grown < 1.3 * expected
 
 
 @pytest.mark.timeout(300)
@@ -88,7 +89,8 @@ def test_a_category_of_files_that_cannot_be_listed_takes_what_every_training_tak
 
 
 def memory(field: str) -> int:
-    """Of this process: `VmHWM`, its peak; `VmData`, what RLIMIT_DATA counts."""
+    """Of this process: `VmHWM`, its peak; `RssFile`, the libraries' share of it, which is as
+    large as the kernel likes; `VmData`, what RLIMIT_DATA counts."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 
@@ -102,7 +104,7 @@ def quick_features(teacher: object, image: torch.Tensor, blocks: object) -> list
 
 def main(preset: str, folder: str, limit: int | None = None) -> None:
     threading.stack_size(1 << 18)  # stacks of readers count as data
-    dense.PART_BYTES, inputs.MEASURED_IMAGES = 1 << 22, 8  # few images fill them
+    dense.PART_BYTES, inputs.MEASURED_IMAGES = 1 << 19, 8  # few images fill them
     EfficientNetLite0.features = quick_features
     EfficientNetLite0.pooled = lambda teacher, image: torch.rand(len(image), HEAD_CHANNELS)
 
@@ -113,12 +115,12 @@ def main(preset: str, folder: str, limit: int | None = None) -> None:
 
     run(FEW[preset])
     run(FEW[preset])  # what the first one has left in memory counts as taken before
-    before = memory("VmHWM")
+    before, libraries = memory("VmHWM"), memory("RssFile")
     if limit is not None:
         most = memory("VmData") + before - memory("VmRSS") + limit
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
     run(IMAGES[preset])
-    print(memory("VmHWM") - before)
+    print(memory("VmHWM") - before - (memory("RssFile") - libraries))
 
 
 if __name__ == "__main__":
