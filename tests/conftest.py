@@ -18,6 +18,12 @@ from igd.pipelines.category import CategoryTask, train_category
 from igd.score.scorer import pinned_threads
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes by their number: those of an archive have the time in them, and all of the processes
+    that share the tests have to name them alike."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[str]:
     """The URI of a bucket on a real S3 server, which the environment's AWS_* point at."""
