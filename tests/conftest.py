@@ -15,7 +15,9 @@ from igd.config import preset_config
 from igd.data.scratch import default_folder
 from igd.data.synthetic import generate
 from igd.pipelines.category import CategoryTask, train_category
+from igd.pipelines.cluster import Resources, connected
 from igd.score.scorer import pinned_threads
+from igd.serve import door
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -38,6 +40,16 @@ def seaweedfs() -> Iterator[str]:
         storage.write_bytes(f"s3://{BUCKET}/ready", b"")
         yield f"s3://{BUCKET}"
     forget_s3_clients()
+
+
+@pytest.fixture(scope="session")
+def cluster(seaweedfs: str) -> Iterator[Resources]:
+    """One Ray cluster for the whole suite; its workers inherit the S3 server's settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in door.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with connected("local") as resources:
+            yield resources
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,9 +22,10 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-def test_the_readme_runs(tmp_path) -> None:
+def test_the_readme_runs(cluster, tmp_path) -> None:
     shell, = blocks("sh")
-    here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    here = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = shell.replace("products --categories", "products --size 64 --categories")
     commands = commands.replace("models models\n", "models models --set image.size=64\n", 1)
     ran = subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, env=here,

@@ -8,7 +8,7 @@ import json
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,10 @@ from batch_runs import do_shards
 
 from igd.data.routing import Routing
 from igd.pipelines import score as scoring
-from igd.pipelines.cluster import Resources, connected
 from igd.pipelines.parts import make_plan
 from igd.pipelines.publish import publish
 from igd.pipelines.run import Request, Run, request
 from igd.pipelines.shards import read_records
-from igd.serve import door
 
 BROKEN = {"weave/empty.png": b"", "weave/page.png": b"<html>gone</html>",
           "nobody/part.png": b"no model for this one", "loose.png": b"not routed"}
@@ -138,13 +136,3 @@ def folder(tiny_data: Path, tmp_path: Path) -> Callable[..., str]:
                 shutil.copy(path, target)
         return str(tmp_path / name)
     return make
-
-
-@pytest.fixture(scope="session")
-def cluster(seaweedfs: str) -> Iterator[Resources]:
-    """One Ray cluster for the whole suite; its workers inherit the S3 server's settings."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in door.ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with connected("local") as resources:
-            yield resources

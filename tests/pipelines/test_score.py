@@ -13,6 +13,7 @@ from pathlib import Path
 import polars
 import psutil
 import pytest
+import ray
 
 from igd import registry, storage, tables
 from igd.data.routing import Routing
@@ -27,30 +28,29 @@ def rows_of(out: str) -> list[dict]:
     return tables.read(out, "scores", DAY).to_pylist()
 
 
-def by_content(out: str) -> dict[str, tuple]:
-    """What is said of each image, by the hash of its bytes."""
+def by_content(out: str, source: str = "") -> dict[str, tuple]:
+    """What is said of each image, of a source or of all, by the hash of its bytes."""
+    def held(uri: str) -> bool:
+        return not source or f"{uri.removeprefix('file://')}/".startswith(f"{source}/")
     return {row["sha256"]: (row["score"], row["p_value"], row["decision"],
                             row["score_fingerprint"], str(row["regions"]))
-            for row in rows_of(out) if row["status"] == "scored"}
+            for row in rows_of(out)
+            if row["status"] == "scored" and held(row["source_uri"])}
 
 
 def test_the_same_images_score_the_same_bits_whatever_holds_them(
         cluster, asked, dump, contents, tmp_path, bucket) -> None:
+    sources = [dump(kind) for kind in ("dir", "tar", "zip", "parquet", "tar.gz", "wds.tar")]
+    for kind in ("tar", "zip", "parquet", "wds.tar", "tar.zst"):
+        sources.append(storage.join(bucket, f"dump.{kind}"))
+        storage.write_bytes(sources[-1], Path(dump(kind)).read_bytes())
     said = []
-    for number, (kind, remote, shard_members) in enumerate([
-            ("tar", False, 256), ("zip", False, 3), ("dir", False, 7), ("parquet", False, 4),
-            ("tar.gz", False, 6), ("tar", True, 5), ("wds.tar", True, 4), ("tar.zst", True, 9),
-            ("parquet", True, 256)]):
-        source = dump(kind)
-        if remote:
-            source = storage.join(bucket, f"dump.{kind}")
-            storage.write_bytes(source, Path(dump(kind)).read_bytes())
-        out = storage.join(bucket if remote else str(tmp_path), f"out{number}")
-        summary = score(asked(source, out=out), shard_members=shard_members)
+    for out, shard_members in ((str(tmp_path / "out"), 7), (storage.join(bucket, "out"), 256)):
+        summary = score(asked(*sources, out=out), shard_members=shard_members)
         assert summary["state"] == "published" and summary["exit_code"] == 3  # 4 of 28 rejected
-        assert (summary["planned"], summary["scored"]) == (len(contents), 24)
+        assert summary["planned"] == len(sources) * len(contents)
         assert verify(out, DAY)["problems"] == []
-        said.append(by_content(out))
+        said += [by_content(out, source) for source in sources]
     assert len(said[0]) == 24
     assert all(other == said[0] for other in said[1:])
 
@@ -140,7 +140,8 @@ def test_a_killed_driver_goes_on_where_it_was(cluster, asked, dump, contents, ti
     undisturbed = asked(dump("tar"), out=str(tmp_path / "undisturbed"))
     command = [sys.executable, "-m", "igd.cli", "score", dump("tar"), "--models", str(tiny_models),
                "--date", DAY.isoformat(), "--category-from", "{category}/*",
-               "--shard-members", "1", "--max-reject-share", "1"]
+               "--shard-members", "1", "--max-reject-share", "1",
+               "--ray-address", ray.get_runtime_context().gcs_address]
     out = tmp_path / "killed"
     process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
