@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from igd.errors import ConfigError
 from igd.records import Decision
@@ -105,7 +105,7 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
     if trials == 0:
         return 0.0, 1.0
     tail = (1 - level) / 2
-    low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    high = (stats.beta.ppf(1 - tail, successes + 1, trials - successes)
+    low = special.betaincinv(successes, trials - successes + 1, tail) if successes else 0.0
+    high = (special.betaincinv(successes + 1, trials - successes, 1 - tail)
             if successes < trials else 1.0)
     return float(low), float(high)

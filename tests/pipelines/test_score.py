@@ -108,7 +108,7 @@ def test_a_model_that_changed_after_planning_is_never_mixed_in(cluster, asked, d
 
 
 @pytest.mark.parametrize(("sign", "code", "starting"), [
-    (signal.SIGTERM, 143, True), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, False)])
+    (signal.SIGTERM, 143, True), (signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)])
 def test_a_run_told_to_stop_stops_with_its_code(dump, tiny_models, tmp_path, sign, code,
                                                 starting) -> None:
     out = tmp_path / "stopped"
