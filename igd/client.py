@@ -75,7 +75,8 @@ class Client:
         url: of the endpoint, `http://127.0.0.1:8000`.
         token: if the endpoint asks for one; by default that in the environment variable
             IGD_SERVE_TOKEN.
-        timeout_s: for one request, with all its tries and the waits between them.
+        timeout_s: of one request: no try is begun after it, and none waits longer than what is
+            left of it for the endpoint to take or send anything.
         tries: for one request, while the endpoint is busy or cannot be reached.
 
     Every method but `ready` raises:
@@ -436,7 +437,9 @@ def _bytes_of(file: str | os.PathLike[str] | BinaryIO) -> bytes:
 def _name(image: Image, number: int) -> str:
     """What an image of a batch is called: its file, or its place."""
     name = image if isinstance(image, str | os.PathLike) else getattr(image, "name", None)
-    return os.path.basename(name) if isinstance(name, str | os.PathLike) else str(number)
+    if not isinstance(name, str | os.PathLike):
+        return str(number)
+    return os.fsencode(os.path.basename(name)).decode(errors="replace")
 
 
 def _checked(url: str) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import socket
 import struct
 import threading
@@ -186,6 +187,14 @@ def test_one_bad_image_of_a_batch_fails_alone(ask: Ask, url: str, photographs: l
     items = ask(url, "score_batch", "weave", [good, b"no image", io.BytesIO(good)])
     assert [(item.name, item.error and item.error.code) for item in items] == [
         ("0", None), ("1", "not_image"), ("2", None)]
+
+
+def test_a_file_whose_name_is_no_text_is_scored(ask: Ask, url: str, photographs: list[Path],
+                                                tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"part-\xff.png")
+    path.write_bytes(photographs[0].read_bytes())
+    item, = ask(url, "score_batch", "weave", [path])
+    assert item.result is not None and item.name == "part-\N{REPLACEMENT CHARACTER}.png"
 
 
 def test_requests_hold_at_most_64_images(ask: Ask, bad: Misbehaving) -> None:

@@ -43,15 +43,6 @@ def age_of(option: str, text: str) -> timedelta:
     return int(number) * units[unit]
 
 
-def size_of(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def one_of(option: str, value: str, expected: Sequence[str]) -> None:
     if value not in expected:
         raise ConfigError(f"{option} {value!r}: expected one of {', '.join(expected)}")

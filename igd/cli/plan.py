@@ -25,8 +25,9 @@ from igd.cli.options import (
     StorageOption,
     UnknownCategory,
 )
-from igd.cli.output import Counting, date_of, one_of, size_of, warn_of_listing, write_json
+from igd.cli.output import Counting, date_of, one_of, warn_of_listing, write_json
 from igd.errors import ConfigError
+from igd.report.sizes import size_of
 
 
 @app.command()

@@ -29,17 +29,9 @@ from igd.cli.options import (
     StorageOption,
     UnknownCategory,
 )
-from igd.cli.output import (
-    EVERY_S,
-    Counting,
-    date_of,
-    one_of,
-    say,
-    size_of,
-    warn_of_listing,
-    write_json,
-)
+from igd.cli.output import EVERY_S, Counting, date_of, one_of, say, warn_of_listing, write_json
 from igd.errors import IgdError
+from igd.report.sizes import size_of
 
 HELD_UP = {"score": "scoring is the bottleneck",
            "read": "reading and decoding are the bottleneck, or there were too few images",

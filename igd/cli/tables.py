@@ -8,7 +8,8 @@ import typer
 
 from igd.cli.app import app
 from igd.cli.options import AnyDate, JsonFile, Out, StorageOption
-from igd.cli.output import age_of, date_of, say, size_of, write_json
+from igd.cli.output import age_of, date_of, say, write_json
+from igd.report.sizes import size_of
 
 
 @app.command()

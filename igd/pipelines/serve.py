@@ -61,6 +61,8 @@ COLLECT_S = 2.0
 CONTROL_S = 10.0
 WARM_S = 60.0
 ASK_EVERY_S = 0.05
+LAST_ASK_S = 1.0
+"""For what a client sends who has just connected to arrive."""
 CONTROLLER, PROXY = "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
 
 
@@ -366,22 +368,41 @@ def _drain(config: EndpointConfig) -> None:
         ingress.broadcast("drain").results(timeout_s=CONTROL_S)
         time.sleep(config.drain_s)
         proxies = _proxies()
+        ray.get([proxy.__ray_call__.remote(take_no_more) for proxy in proxies], timeout=CONTROL_S)
+        time.sleep(LAST_ASK_S)
         deadline = time.monotonic() + config.timeout_s
         while time.monotonic() < deadline and any(ray.get(
                 [proxy.__ray_call__.remote(hang_up) for proxy in proxies], timeout=CONTROL_S)):
             time.sleep(ASK_EVERY_S)
 
 
+def take_no_more(proxy: object) -> None:
+    """Within a proxy of Ray Serve: soon takes no more connections. Who has one may ask once more.
+
+    Not at once: who waits to be let in meanwhile would be reset.
+    """
+    listeners = [listener for server in _servers() for listener in server.servers]
+    for listener in listeners:
+        loop = listener.get_loop()
+        loop.call_soon_threadsafe(loop.call_later, ASK_EVERY_S, listener.close)
+
+
 def hang_up(proxy: object) -> int:
-    """Within a proxy of Ray Serve: takes no more connections; how many are still in use.
+    """Within a proxy of Ray Serve: closes what connections nobody asks by; how many are in use.
 
     Stopped by Serve itself, a proxy goes on taking requests after the replicas have gone, and
-    answers them with 500. It does not give out its server, which therefore is looked for.
+    answers them with 500.
     """
-    servers = [found for found in gc.get_objects() if isinstance(found, uvicorn.Server)]
+    servers = _servers()
     for server in servers:
         server.should_exit = True
     return sum(len(server.server_state.connections) for server in servers)
+
+
+def _servers() -> list[uvicorn.Server]:
+    """Of this process. A proxy does not give out its own, which therefore is looked for."""
+    return [found for found in gc.get_objects()
+            if isinstance(found, uvicorn.Server) and found.started]
 
 
 def _proxies() -> list[Any]:

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from igd import __version__
 from igd.report import text
 from igd.report.names import full_name, tail, visible
+from igd.report.sizes import size_of
 from igd.report.summary import is_odd
 
 PRESETS = {
@@ -35,16 +36,7 @@ def environment() -> Environment:
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.filters.update(
         visible=visible, tail=tail, full_name=full_name, count="{:,}".format,
-        number="{:.4g}".format, metric=text.number, size=_size, repr=repr)
+        number="{:.4g}".format, metric=text.number, size=size_of, repr=repr)
     found.tests.update(odd=is_odd)
     found.globals.update(version=__version__)
     return found
-
-
-def _size(size_bytes: int) -> str:
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.3g} {unit}" if unit != "B" else f"{size_bytes} B"
-        value /= 1024
-    return f"{value:,.1f} TiB"

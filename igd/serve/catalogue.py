@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from igd import registry
-from igd.errors import IgdError
+from igd.errors import IgdError, ObjectMissingError, StorageError
 from igd.registry import production
 from igd.serve.gate import NotReadyError, UnknownCategoryError
 from igd.serve.models import Card
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 LOOKERS = 8
 TRY_AGAIN_S = 60.0
-"""A version that could not be loaded is tried again so much later."""
+"""A version that could not be loaded is tried again so much later; one that could not be reached,
+at the next look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Entry:
         card: of the model that answers, if one does.
         sequence: the number of the promotion that was last looked at.
         failures: versions that could not be loaded, tries counted one by one.
-        tried_at: monotonic time of the last try that failed.
+        tried_at: monotonic time of the last try that failed of the version itself.
     """
 
     category: str
@@ -52,24 +54,24 @@ class Catalogue:
 
     Args:
         open_model: loads a version wherever images will be scored, and says what it is.
+
+    Attributes:
+        settled: whether every category that there was at the first look has been tried.
+        looked_at: monotonic time of the last look, if there was one.
+        unreachable: looks that found the registry out of reach.
     """
 
     def __init__(self, models_uri: str, open_model: Callable[[str, str], Awaitable[Card]]) -> None:
         self._uri, self._open = models_uri, open_model
         self._entries: dict[str, Entry] = {}
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="registry")
+        self.settled = False
         self.looked_at: float | None = None
         self.unreachable = 0
 
     @property
     def entries(self) -> list[Entry]:
         return [self._entries[name] for name in sorted(self._entries)]
-
-    @property
-    def settled(self) -> bool:
-        """Whether every category that there was at the first look has been tried."""
-        return self.looked_at is not None and all(entry.state != "loading"
-                                                  for entry in self._entries.values())
 
     def card(self, category: str) -> Card:
         """The model that answers for a category.
@@ -111,6 +113,7 @@ class Catalogue:
         self.looked_at = time.monotonic()
         for category, sequence in due:
             await self._update(category, sequence)
+        self.settled = True
 
     def _due(self, found: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
         """What has changed since the last look. A category that is gone goes on answering."""
@@ -136,8 +139,11 @@ class Catalogue:
             log.error("category %s: promotion %d cannot be used, %s: %s", category, sequence,
                       "the version before goes on answering" if entry.card else "none answers",
                       error)
+            unreached = (isinstance(error, StorageError)
+                         and not isinstance(error, ObjectMissingError))
             self._entries[category] = replace(
                 entry, state="stale" if entry.card else "failed", sequence=sequence,
-                failures=entry.failures + 1, tried_at=time.monotonic())
+                failures=entry.failures + 1,
+                tried_at=-math.inf if unreached else time.monotonic())
             return
         self._entries[category] = replace(entry, state="ready", card=card, sequence=sequence)

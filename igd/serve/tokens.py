@@ -24,7 +24,8 @@ class Token:
     """One token.
 
     Attributes:
-        name: whose it is, or what it is for; in logs, and no secret.
+        name: whose it is, or what it is for; in the log of what it asked (INFO; WARNING where that
+            took too long), and no secret.
         sha256: of the token, hex.
     """
 

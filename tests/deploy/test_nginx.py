@@ -64,8 +64,8 @@ def test_nginx_takes_the_file() -> None:
         assert ran.returncode == 0 and "warn" not in ran.stderr, ran.stderr
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/openapi.json", "/v1/categories",
-                                  "/v2/models/weave/infer"])
+@pytest.mark.parametrize("path", ["/", "/page/page.js", "/healthz", "/readyz", "/openapi.json",
+                                  "/v1/categories", "/v2/models/weave/infer"])
 def test_our_paths_are_passed_on_with_the_name_they_were_asked_by(client: httpx.Client, path: str
                                                                   ) -> None:
     reply = client.post(path, content=b"x" * 2_000_000, headers={"authorization": "Bearer t"})

@@ -132,6 +132,34 @@ def test_new_categories_appear_and_vanished_ones_go_on_answering(catalogue: Cata
     assert [entry.category for entry in catalogue.entries] == ["washer", "weave", "weft"]
 
 
+def test_an_endpoint_stays_ready_while_a_new_category_is_loaded(models: str) -> None:
+    scorers = LocalScorers(Models(models, fpr=.04, review_fpr=.2, max_bytes=1 << 30))
+    settled: list[bool] = []
+
+    async def open_model(category: str, version: str) -> module.Card:
+        settled.append(catalogue.settled)
+        return await scorers.open(category, version)
+
+    catalogue = Catalogue(models, open_model)
+    look(catalogue)
+    shutil.copytree(Path(models, "weave"), Path(models, "weft"))
+    look(catalogue)
+    assert settled == [False, False, True]
+
+
+def test_a_version_that_was_out_of_reach_is_tried_at_the_next_look(catalogue: Catalogue,
+                                                                   monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("no route to it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(production, "read", fail)
+        look(catalogue)
+    assert entry_of(catalogue).state == "failed"
+    look(catalogue)
+    assert entry_of(catalogue).state == "ready"
+
+
 def test_a_registry_out_of_reach_changes_nothing(catalogue: Catalogue, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise StorageError("no route to it")

@@ -250,11 +250,12 @@ def hanging(quick: Endpoint, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 def test_no_answer_in_time_is_504_and_gives_its_place_back(
         quick_client: TestClient, quick: Endpoint, picture: bytes,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with monkeypatch.context() as patch:
         hanging(quick, patch)
         reply = asked(quick_client, URL, body_of([picture]))
     assert (reply.status, reply.code) == (504, "timeout")
+    assert f"POST '{URL}': 504" in caplog.text
     assert quick.gate.taken == 0
     assert asked(quick_client, URL, body_of([picture])).status == 200
 

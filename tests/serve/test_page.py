@@ -252,6 +252,24 @@ def test_the_keyboard_is_enough_and_the_focus_can_be_seen(visit: Visit, picture:
     expect(page.locator("#verdict .of")).to_have_text("washer")
 
 
+def test_what_came_before_a_category_was_chosen_is_scored_with_it(visit: Visit, url: str,
+                                                                  picture: bytes) -> None:
+    page = visit()
+    page.goto("about:blank")
+    page.goto(f"{url}/#nobody")
+    expect(page.locator("#category")).to_have_attribute("placeholder", "Type to search …")
+    page.locator("#file").set_input_files([
+        FilePayload(name=name, mimeType="image/png", buffer=picture)
+        for name in ("one.png", "two.png", "three.png")])
+    expect(page.locator("#fault")).to_contain_text("Choose a category")
+    expect(page.locator("#picture .name")).to_have_text("three.png")
+    page.locator("#category").fill("weave")
+    page.keyboard.press("Enter")
+    expect(page.locator("#history button:not(.error)")).to_have_count(3)
+    expect(page.locator("#history .name").last).to_contain_text("one.png")
+    expect(page.locator("#fault")).to_be_hidden()
+
+
 def test_a_token_is_asked_for_and_kept_in_the_tab_alone(
         visit: Visit, tiny_models: Path, picture: bytes) -> None:
     token = Token(name="line", sha256=hashlib.sha256(TOKEN.encode()).hexdigest())

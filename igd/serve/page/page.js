@@ -20,7 +20,7 @@ const picture = new Picture(get("picture"));
 const verdict = new Verdict(get("decision"), get("verdict"));
 const history = new History(get("history"), (shot) => show(shot));
 
-const waiting = [];
+const waiting = [], uncategorised = [];
 let working = false, current = null, again = () => {}, timer = 0;
 
 onFiles((files) => enqueue(files.map((file) => shotOf(file))));
@@ -55,6 +55,7 @@ async function work() {
 async function scoreNext(shot) {
   const left = waiting.length ? `; ${waiting.length} more to come` : "";
   current = shot;
+  shot.category ??= picker.value;
   shot.shown = await sizeShown(shot.url);
   show(shot);
   live.textContent = `Scoring ${visible(shot.name)}${left} …`;
@@ -65,7 +66,8 @@ async function scoreNext(shot) {
     shot.fault = error;
     if (error.code === "unauthorized") waiting.length = 0;  // or it would be asked for each
   }
-  if (shot.fault?.code !== "no_category") history.add(shot);
+  if (shot.fault?.code === "no_category") uncategorised.push(shot);
+  else history.add(shot);
   get("forget").hidden = endpoint.token === null;
   if (shot.reply) shot.detail = await detailOf(shot.reply);
   show(shot);
@@ -103,10 +105,12 @@ function show(shot) {
     visible(shot.name));
 }
 
-/** A category was chosen: the image in sight is scored with it. */
+/** A category was chosen: what came before it, or the image in sight, is scored with it. */
 function picked(category) {
   location.replace(`#${category}`);  // an address to keep for a station
-  if (current && !working && current.reply?.category !== category) {
+  if (uncategorised.length) {
+    enqueue(uncategorised.splice(0).map((shot) => Object.assign(shot, { category, fault: null })));
+  } else if (current && !working && current.reply?.category !== category) {
     enqueue([shotOf(current.file)]);
   }
 }
