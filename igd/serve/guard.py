@@ -147,9 +147,10 @@ class _Request:
             self._started = True
             message = {**message, "headers": [*message["headers"], *self.headers]}
             self._count(self._scope, message["status"], time.perf_counter() - self._began)
-            log.log(logging.WARNING if message["status"] == 504 else logging.INFO,
-                    "%s %s %s: %d, for %s", self.id, self._scope["method"],
-                    ascii(self._scope["path"][:200]), message["status"], self.caller)
+            if message["status"] >= 500 or self.caller:
+                log.log(logging.WARNING if message["status"] == 504 else logging.INFO,
+                        "%s %s %s: %d, for %s", self.id, self._scope["method"],
+                        ascii(self._scope["path"][:200]), message["status"], self.caller)
         await self._send(message)
 
     async def fail(self, error: Exception) -> None:
