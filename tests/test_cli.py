@@ -70,12 +70,10 @@ def test_the_contract_of_options_holds() -> None:
 def fails(monkeypatch, capsys) -> Callable[..., str]:
     """Runs a command in this process that must fail with a code, one line and no traceback."""
     def run_here(code: int, *words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["igd-ray", *map(str, words)])
         monkeypatch.setattr(signal, "signal", lambda *_: None)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        ended = cli.run([*map(str, words)])
         said = capsys.readouterr().err
-        assert stopped.value.code == code, said
+        assert ended == code, said
         line, = said.strip().splitlines()
         assert line.startswith("igd-ray: "), said
         return line
@@ -86,12 +84,10 @@ def fails(monkeypatch, capsys) -> Callable[..., str]:
 def answers(monkeypatch, capsys) -> Callable[..., str]:
     """Runs a command in this process that must end with a code, and returns what it prints."""
     def run_here(code: int, *words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["igd-ray", *map(str, words)])
         monkeypatch.setattr(signal, "signal", lambda *_: None)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        ended = cli.run([*map(str, words)])
         said = capsys.readouterr()
-        assert stopped.value.code == code, said.err
+        assert ended == code, said.err
         return said.out
     return run_here
 
@@ -158,6 +154,57 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
 def test_a_usage_error_exits_2() -> None:
     for words in (["score"], ["nope"], ["train", "a", "b", "--models"]):
         assert run(*words).returncode == 2
+
+
+def test_the_end_of_the_interpreter_takes_no_code_away() -> None:
+    """A thread of Arrow that frees a buffer meanwhile aborts the process."""
+    code = ("import atexit, os; from igd.cli import main; atexit.register(os.abort); "
+            "main()")
+    for words, ends, says in (["--version"], 0, "igd-ray "), (["scor"], 2, "No such command"):
+        said = subprocess.run([sys.executable, "-c", code, *words], text=True,
+                              capture_output=True, timeout=60)
+        assert said.returncode == ends and says in said.stdout + said.stderr
+
+
+def test_who_reads_no_further_is_not_told_of_it(tiny_models) -> None:
+    for words in ["--help"], ["models", "list", "--models", str(tiny_models)]:
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            said = subprocess.run([sys.executable, "-u", "-m", "igd.cli", *words], stdout=write,
+                                  stderr=subprocess.PIPE, text=True, timeout=60)
+        finally:
+            os.close(write)
+        assert (said.returncode, said.stderr) == (1, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(tmp_path, monkeypatch, fails) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("igd.registry.category_folders", broken)
+    assert "unexpected BrokenPipeError" in fails(1, "models", "list", "--models", tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupt_that_ends_in_an_error_is_an_interrupt(number, code, tmp_path, monkeypatch,
+                                                            capsys) -> None:
+    def interrupted(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("igd.registry.category_folders", interrupted)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert cli.run(["models", "list", "--models", str(tmp_path)]) == code
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert capsys.readouterr().err == (
+        "igd-ray: interrupted; run the same command again to go on\n")
 
 
 @pytest.mark.parametrize("command", ["score", "plan"])

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import auto_init_hook, utils
 from ray.data import DataContext
@@ -36,6 +37,8 @@ REST_AGE_S = 60
 HEAD_TIMEOUT_S = 10.0
 EXTRA_CPUS = 2
 """Logical CPUs beyond the cores of a local cluster, for tasks that mostly wait."""
+_left: list[contextlib.ExitStack] = []
+"""Folders of clusters that end with this process; a later driver sweeps them."""
 
 
 SCORER_CPUS, SIDE_TASK_CPUS = 0.9, 0.02
@@ -107,6 +110,9 @@ class Resources:
 def connected(address: str | None = None) -> Iterator[Resources]:
     """Connects to a Ray cluster, and stops it afterwards if it was started here.
 
+    After an error or an interrupt it stays until this process ends, and ends with it: a thread may
+    be waiting within Ray, which would then crash, or exit with a code of its own.
+
     Args:
         address: of a cluster; None takes RAY_ADDRESS, or starts one on this machine.
 
@@ -117,13 +123,35 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         yield _resources()
         return
     _sweep()
-    with _own_folder() as own:
+    with contextlib.ExitStack() as ours:
+        folder = ours.enter_context(_own_folder())
         try:
-            _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, own)
-            yield _resources()
-        finally:
-            _quiet_threads()
+            _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, folder)
+        except Exception:
             ray.shutdown()
+            raise
+        try:
+            yield _resources()
+        except BaseException:
+            _left.append(ours.pop_all())
+            raise
+        _quiet_threads()
+        ray.shutdown()
+
+
+def end_agents() -> None:
+    """Ends what would outlive this process by a minute: a local cluster's agents seek its head.
+
+    The head ends with this process, its parent. To be called right before: threads of Ray end the
+    process with a code of their own once they miss a node.
+    """
+    agents: list[psutil.Process] = []
+    for node in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agents += node.children(recursive=True)
+    for agent in agents:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()
 
 
 def _quiet_threads() -> None:

@@ -9,7 +9,7 @@ import threading
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError
 
-from igd.errors import ConfigError, ModelError
+from igd.errors import ConfigError, ModelError, StorageError
 from igd.pipelines import cluster as connection
 
 
@@ -34,6 +34,27 @@ def test_a_folder_is_locked_while_in_use_and_gone_afterwards(tmp_path, monkeypat
         connection._sweep()
         assert [str(path) for path in tmp_path.iterdir()] == [folder]
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_leaves_ray_to_the_end_of_the_process(tmp_path, monkeypatch) -> None:
+    """Ray's threads crash where they find it shut down; a later driver sweeps what is left."""
+    stopped: list[bool] = []
+    monkeypatch.setattr(connection, "TEMPORARY", str(tmp_path))
+    monkeypatch.setattr(connection, "_left", [])
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection.ray, "init", lambda **_: None)
+    monkeypatch.setattr(connection.ray, "shutdown", lambda: stopped.append(True))
+    monkeypatch.setattr(connection, "_resources", lambda: connection.Resources(cpus=1, gpus=0))
+    with connection.connected("local"):
+        pass
+    assert stopped == [True] and not list(tmp_path.iterdir())
+    for error in (KeyboardInterrupt(), StorageError("no shard was finished")):
+        with pytest.raises(type(error)), connection.connected("local"):
+            raise error
+    connection._sweep()
+    assert stopped == [True] and len(list(tmp_path.iterdir())) == 2
+    connection._left.clear()
+    connection._sweep()
 
 
 def test_workers_elsewhere_are_told_what_is_known_of_the_storage(monkeypatch) -> None:
