@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="PATTERN", help="of the names of abuses")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
+    tree = commit()
     attacks = [attack for attack in (*floods.attacks(), *single.attacks())
                if re.search(asked.only, attack.name)]
     found: list[dict[str, Any]] = []
@@ -63,7 +64,7 @@ def main() -> None:
             assert guarded.scored()  # so that its token is known
             found += [_tried(attack, guarded) for attack in floods.of_strangers()
                       if re.search(asked.only, attack.name)]
-    document = {"commit": commit(), "cpus": os.cpu_count(), "nginx": nginx_binary() is not None,
+    document = {"commit": tree, "cpus": os.cpu_count(), "nginx": nginx_binary() is not None,
                 "verdicts": {verdict: sum(one["verdict"] == verdict for one in found)
                              for verdict in ("ok", "needs a reverse proxy", "WRONG")},
                 "abuses": found}

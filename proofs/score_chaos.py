@@ -60,7 +60,7 @@ KINDS: dict[str, Callable[[Night, Options], Iterator[Found]]] = {
 
 
 def main() -> None:
-    asked = _options()
+    asked, tree = _options(), commit()  # before the results themselves change it
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     # in the background of a shell it is ignored, and so would the runs do that are sent one
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,7 +73,7 @@ def main() -> None:
             for found in KINDS[kind](night, asked):
                 cases.append(found)
                 print(_line(found), flush=True)
-                document = _document(cases, asked)  # what is known, should the rest be cut off
+                document = _document(tree, cases, asked)  # known, should the rest be cut off
                 asked.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["totals"]))
     sys.exit(0 if all(found.ok for found in cases) else 1)
@@ -126,10 +126,10 @@ def _line(found: Found) -> str:
             f"{''.join(f'{chr(10)}  {problem}' for problem in found.problems)}")
 
 
-def _document(cases: list[Found], asked: Options) -> dict[str, Any]:
+def _document(tree: str | None, cases: list[Found], asked: Options) -> dict[str, Any]:
     counted = [found for found in cases if found.skipped is None]
     return {
-        "commit": commit(), "seed": asked.seed, "images": asked.images,
+        "commit": tree, "seed": asked.seed, "images": asked.images,
         "kinds": {kind: sum(found.kind == kind for found in counted) for kind in KINDS},
         "kills": sum(found.kills for found in counted),
         "totals": {**{name: sum(found.metrics.get(name, 0) for found in counted)

@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
+    tree = commit()
     os.environ["OMP_NUM_THREADS"] = "1"
     cases: list[Found] = []
     with tempfile.TemporaryDirectory(prefix="igd") as folder, pinned_threads(1):
@@ -78,7 +79,7 @@ def main() -> None:
             for found in _cases(lab, kind, asked):
                 cases.append({"kind": kind, **found})
                 print(json.dumps(cases[-1]), flush=True)
-                document = {"commit": commit(), "seed": asked.seed, "cases": cases,
+                document = {"commit": tree, "seed": asked.seed, "cases": cases,
                             "problems": sum(len(case["problems"]) for case in cases)}
                 asked.out.parent.mkdir(parents=True, exist_ok=True)
                 asked.out.write_text(json.dumps(document, indent=1) + "\n")

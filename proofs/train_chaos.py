@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
+    tree = commit()
     torch.set_num_threads(1)
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="igd") as work:
@@ -69,7 +70,7 @@ def main() -> None:
                 found["problems"] += problems(f"{work}/undisturbed", models)
                 rounds.append({"round": number, "kind": kind, **found})
                 print(rounds[-1], flush=True)
-    document = {"commit": commit(), "trainer": options.trainer, "rounds": rounds,
+    document = {"commit": tree, "trainer": options.trainer, "rounds": rounds,
                 "problems": sum(len(found["problems"]) for found in rounds)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
