@@ -115,20 +115,20 @@ class Guard:
         name = _name(host)
         return name in self._hosts or (path in UNHOSTED and (not host or _is_address(name)))
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, status: int, seconds: float, caller: str | None) -> None:
         route = getattr(scope.get("route"), "path", "_none")
         category = scope.get("path_params", {}).get("category")
         if category is not None:
             known = {entry.category for entry in self._endpoint.catalogue.entries}
             category = category if category in known else UNKNOWN
-        self._endpoint.metrics.answered(route, category or "", status, seconds)
+        self._endpoint.metrics.answered(route, category or "", status, seconds, caller)
 
 
 class _Request:
     """One request and the reply to it."""
 
-    def __init__(self, scope: Scope, send: Send, count: Callable[[Scope, int, float], None]
-                 ) -> None:
+    def __init__(self, scope: Scope, send: Send,
+                 count: Callable[[Scope, int, float, str | None], None]) -> None:
         self._scope, self._send, self._count = scope, send, count
         self.headers = list(HEADERS)
         self._began, self._started = time.perf_counter(), False
@@ -146,7 +146,8 @@ class _Request:
         if message["type"] == "http.response.start":
             self._started = True
             message = {**message, "headers": [*message["headers"], *self.headers]}
-            self._count(self._scope, message["status"], time.perf_counter() - self._began)
+            self._count(self._scope, message["status"], time.perf_counter() - self._began,
+                        self.caller)
             if message["status"] >= 500 or self.caller:
                 log.log(logging.WARNING if message["status"] == 504 else logging.INFO,
                         "%s %s %s: %d, for %s", self.id, self._scope["method"],

@@ -2,7 +2,7 @@
 
 Every process counts for itself; its samples carry a label `replica`, so that one page shows all
 processes and a query adds them up. Labels take values from bounded sets only: the categories of the
-registry, the routes of the application, codes.
+registry, the routes of the application, codes, the names of tokens.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class RequestMetrics:
                                  ["route", "category", "code"], registry=self._registry)
         self._seconds = Histogram("igd_request_seconds", "From a request's headers to its answer.",
                                   ["route", "category"], registry=self._registry, buckets=SECONDS)
+        self._asked = Counter("igd_token_requests", "Requests by the name of their token.",
+                              ["token"], registry=self._registry)
         self._rejected = Counter("igd_images_rejected", "Images that could not be used.",
                                  ["category", "reason"], registry=self._registry)
         self._decided = Counter("igd_images_scored", "Images scored, by decision.",
@@ -61,8 +63,11 @@ class RequestMetrics:
         self._recent: dict[str, deque[float]] = {}
         self._registry.register(_Now(catalogue, gate, self._recent))
 
-    def answered(self, route: str, category: str, code: int, seconds: float) -> None:
+    def answered(self, route: str, category: str, code: int, seconds: float,
+                 caller: str | None) -> None:
         self._requests.labels(route, category, code).inc()
+        if caller is not None:
+            self._asked.labels(caller).inc()
         self._seconds.labels(route, category).observe(seconds)
 
     def scored(self, card: Card, answer: Answer) -> None:

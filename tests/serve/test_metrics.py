@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 from prometheus_client.parser import text_string_to_metric_families
 from serving import TestClient
+
+from igd.serve.tokens import Token
 
 URL = "/v1/categories/weave/score"
 
@@ -18,6 +21,17 @@ def samples(client: TestClient, name: str, *labels: str) -> Counter[tuple[str, .
             if sample.name == name:
                 found[tuple(sample.labels[label] for label in labels)] += sample.value
     return found
+
+
+def test_a_token_that_is_still_in_use_is_seen_by_its_name(serve) -> None:
+    secrets = {name: f"the-{name}-token-0123456789" for name in ("old", "new")}
+    client = serve(tokens=tuple(Token(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest())
+                                for name, secret in secrets.items()))
+    for name in ("old", "new", "old", "unknown"):
+        client.get("/v1/categories",
+                   headers={"authorization": f"Bearer {secrets.get(name, 'x')}"})
+    client.headers["authorization"] = f"Bearer {secrets['new']}"
+    assert samples(client, "igd_token_requests_total", "token") == {("old",): 2, ("new",): 1}
 
 
 def test_requests_images_and_rejects_are_counted(serve, picture: bytes) -> None:
