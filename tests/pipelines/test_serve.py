@@ -6,8 +6,10 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,15 +17,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from endpoints import SCORE, Load, free_port, replicas_below, wait_until_ready
 from serving import another_version, damage
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from igd import registry, tables
 from igd.data.images import decode
 from igd.data.routing import Routing
 from igd.errors import ConfigError
+from igd.pipelines import serve as pipeline
 from igd.pipelines.score import score
-from igd.pipelines.serve import Listen, Replicas, app, running
+from igd.pipelines.serve import Listen, Replicas, app, hang_up, running, take_no_more
 from igd.registry import production
 from igd.score.scorer import Scorer
 from igd.serve.config import EndpointConfig
@@ -162,6 +168,32 @@ def test_an_endpoint_told_to_stop_answers_what_it_has(tiny_models: Path, image: 
     assert out == "" or (out.count("\n") == 1 and url in out)  # it may be told before that
     assert "Traceback" not in said
     assert {answer[0] for answer in load.answers} == {200, "ConnectError"}, load.answers
+
+
+def test_who_has_just_connected_may_ask_once_more(monkeypatch) -> None:
+    """Of a proxy that stops: first nobody else gets in, then whoever is in is hung up on."""
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("here")(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), lifespan="off"))
+    monkeypatch.setattr(pipeline, "_servers", lambda: [server])
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until_ready(url := f"http://127.0.0.1:{server.config.port}")
+    with socket.create_connection(("127.0.0.1", server.config.port), 10) as connection:
+        take_no_more(None)
+        deadline = time.monotonic() + 10
+        with pytest.raises(httpx.TransportError):
+            while time.monotonic() < deadline:
+                httpx.get(url)
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert connection.recv(1 << 12).startswith(b"HTTP/1.1 200")
+        assert thread.is_alive()
+        while hang_up(None):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_metrics_are_those_of_every_replica(url: str, image: bytes) -> None:
