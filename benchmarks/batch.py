@@ -36,7 +36,8 @@ from igd.pipelines.cluster import connected
 from igd.pipelines.parts import make_plan
 from igd.pipelines.run import Request, Run, request
 from igd.pipelines.score import score
-from igd.pipelines.shards import ShardScorer, read_shard, write_shard
+from igd.pipelines.scoring import ShardScorer
+from igd.pipelines.shards import read_shard, write_shard
 from igd.score.scorer import pinned_threads
 
 RESULT = Path(__file__).parent / "results" / "batch.json"

@@ -8,7 +8,8 @@ from typing import Any
 from igd.pipelines import score as scoring
 from igd.pipelines.parts import make_plan
 from igd.pipelines.run import Request, Run
-from igd.pipelines.shards import ShardScorer, read_shard, write_shard
+from igd.pipelines.scoring import ShardScorer
+from igd.pipelines.shards import read_shard, write_shard
 
 
 def begun(wanted: Request, shard_members: int = 256) -> tuple[Run, dict[str, Any]]:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from igd import registry
-from igd.score.scorer import CPU
+from igd.score.device import CPU
 from igd.serve.config import EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.local import LocalScorers

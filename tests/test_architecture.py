@@ -93,6 +93,12 @@ def test_a_client_loads_nothing_of_what_it_asks() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_reading_and_writing_shards_loads_no_torch() -> None:
+    """Every reader of a run would pay a second and 200 MB for it."""
+    code = "import sys, igd.pipelines.stages; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_training_one_category_in_process_needs_no_ray() -> None:
     code = "import sys, igd.pipelines.category; sys.exit('ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""A frozen plan: the shards it holds, and whether it still says what is there.
+"""A frozen plan and the shards it holds.
 
 The plan names the model versions and is never written again: a dump that grows, or a model that is
 promoted, changes the next run and not this one. `igd.pipelines.parts` makes it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 from bisect import bisect_right
 from typing import Any
@@ -16,14 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from igd import registry, storage
-from igd.config import config_from_dict
+from igd import storage
 from igd.data.members import Member, unescape_name
-from igd.data.sources import select_inputs
-from igd.pipelines.listing import InputsHash
-from igd.pipelines.run import Run
 from igd.records import SourceStatus
-from igd.score.scorer import score_fingerprint
 
 
 def odd_sources(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,36 +29,6 @@ def any_bad(records: list[dict[str, Any]]) -> bool:
     """Whether the operator must see to a source; a missing end marker is only told."""
     fine = (SourceStatus.COMPLETE, SourceStatus.NO_END_MARKER)
     return any(record["status"] not in fine for record in records)
-
-
-def unchanged(run: Run, plan: dict[str, Any]) -> bool:
-    """Whether the inputs and the models in production are still those of a plan.
-
-    A plan that a limit ended is of the first so many objects, and of no others.
-    """
-    wanted = run.request
-    inputs = InputsHash()
-    listed = (entry for source in wanted.sources
-              for entry in select_inputs(source, wanted.selection.wants))
-    for entry in itertools.islice(listed, plan.get("limited_to")):
-        inputs.add(entry)
-    if inputs.value != plan["inputs"]:
-        return False
-    known = registry.list_categories(wanted.models)
-    if set(known) & set(plan["unknown_categories"]):
-        return False
-    return all(registry.production_version(wanted.models, category) == bundle["version"]
-               for category, bundle in plan["bundles"].items())
-
-
-def same_arithmetic(run: Run, plan: dict[str, Any]) -> bool:
-    """Whether this installation would score with the bits that a plan's first shards have."""
-    for category, bundle in plan["bundles"].items():
-        document = registry.describe(plan["models"], category, bundle["version"])
-        config = config_from_dict(document["config"], where=f"model {category}")
-        if score_fingerprint(config, run.request.device) != bundle["score_fingerprint"]:
-            return False
-    return True
 
 
 @functools.lru_cache(maxsize=8)

@@ -29,7 +29,7 @@ from igd.data.globs import glob_of, overlap
 from igd.data.routing import Routing
 from igd.data.selection import EVERYTHING, Selection
 from igd.errors import ConfigError, ObjectMissingError
-from igd.score.scorer import CPU, GPU, Device
+from igd.score.device import CPU, GPU, Device
 
 HeatmapPolicy = Literal["all", "flagged", "none"]
 COLLECTED = "collected"

@@ -11,11 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
-from ray.data.block import BlockMetadata
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayError
 
 from igd import tables
@@ -30,39 +27,23 @@ from igd.pipelines.cluster import (
     own_error,
     quiet_data,
 )
+from igd.pipelines.current import same_arithmetic, unchanged
 from igd.pipelines.known import is_unsettled
 from igd.pipelines.meter import Clock, Lap, Meter, Progress
 from igd.pipelines.parts import SHARD_MEMBERS, Part, frozen_parts, plan_parts, plan_so_far
-from igd.pipelines.plan import (
-    any_bad,
-    load_part,
-    odd_sources,
-    part_of,
-    same_arithmetic,
-    unchanged,
-)
+from igd.pipelines.plan import any_bad, load_part, odd_sources, part_of
 from igd.pipelines.planning import Planning
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run, latest, next_run
-from igd.pipelines.shards import (
-    ShardScorer,
-    count_rejects,
-    forget_lost,
-    read_records,
-    read_shard,
-    write_shard,
-)
+from igd.pipelines.scoring import ScoreActor
+from igd.pipelines.shards import count_rejects, forget_lost, read_records
+from igd.pipelines.stages import ShardSource, WriteTask
 from igd.pipelines.stall import unless_stalled
 
 STALL_TIMEOUT_S = 1800.0
 """A shard of the paper's nets takes a quarter of an hour on one CPU."""
 SCORER_DEATHS = 8
 """Scorers that may die over one shard; the next one's death ends the attempt at the run."""
-LAP = pa.schema([
-    pa.field("shard", pa.int64()), pa.field("rows", pa.int64()), pa.field("bytes", pa.int64()),
-    pa.field("rejected", pa.map_(pa.string(), pa.int64())),
-    *(pa.field(f"{step}_s", pa.float64()) for step in ("read", "waited", "score", "write"))])
-
 Report = Callable[[Progress], None]
 
 
@@ -242,75 +223,6 @@ def _stream(run_at: str, plan: dict[str, Any], todo: Sequence[int], pool: Pool
                                       prefetch_batches=0):
         for row in batch.to_pylist():
             yield Lap(**{**row, "rejected": dict(row["rejected"])})
-
-
-class ShardSource(Datasource):
-    """One read task per unfinished shard; it carries the shard's number, not its members.
-
-    Args:
-        shards: each with the number of its part of the plan.
-    """
-
-    def __init__(self, run_at: str, shards: Sequence[tuple[int, int]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._run_at, self._shards = run_at, shards
-
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
-                       data_context: DataContext | None = None) -> list[ReadTask]:
-        return [self._task(*shard) for shard in self._shards]
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def _task(self, shard: int, part: int) -> ReadTask:
-        run_at = self._run_at
-
-        def read() -> list[pa.Table]:
-            began = time.time()
-            decoded = read_shard(run_at, load_part(run_at, part), shard)
-            return [_with(decoded, read_s=time.time() - began, read_at=time.time())]
-
-        return ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None,
-                                            exec_stats=None))
-
-
-class ScoreActor:
-    """A pool member: keeps its models between shards."""
-
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self._scorer = ShardScorer(plan)
-
-    def __call__(self, decoded: pa.Table) -> pa.Table:
-        began = time.time()
-        read_s, read_at = (decoded[name][0].as_py() for name in ("read_s", "read_at"))
-        scored = self._scorer.score(decoded.drop_columns(["read_s", "read_at"]))
-        return _with(scored, read_s=read_s, waited_s=max(0.0, began - read_at),
-                     score_s=time.time() - began)
-
-
-class WriteTask:
-    """Writes a shard and passes on what became of it and what it took."""
-
-    def __init__(self, run_at: str, plan: dict[str, Any]) -> None:
-        self._run_at = run_at
-        self._plan = {name: plan[name] for name in ("run_id", "date", "out")}
-
-    def __call__(self, scored: pa.Table) -> pa.Table:
-        began = time.time()
-        record = write_shard(self._run_at, self._plan, scored)
-        took = {name: scored[name][0].as_py() for name in ("read_s", "waited_s", "score_s")}
-        return pa.Table.from_pylist([{
-            "shard": record["shard"], "rows": record["rows"],
-            "bytes": pc.sum(scored["bytes"]).as_py() or 0,
-            "rejected": list(record["rejected"].items()), **took,
-            "write_s": time.time() - began}], schema=LAP)
-
-
-def _with(table: pa.Table, **columns: float) -> pa.Table:
-    """A table with columns of one value each."""
-    for name, value in columns.items():
-        table = table.append_column(name, pa.repeat(pa.scalar(value), len(table)))
-    return table
 
 
 def _summary(run: Run, plan: dict[str, Any], records: dict[int, Any], clock: Clock, meter: Meter,

@@ -36,7 +36,7 @@ from ray.serve.handle import DeploymentHandle
 from igd import storage
 from igd.errors import ConfigError, IgdError, StorageError
 from igd.pipelines.cluster import SCORER_CPUS, own_error
-from igd.score.scorer import CPU, GPU, Device
+from igd.score.device import CPU, GPU, Device
 from igd.serve import door
 from igd.serve.app import create_app
 from igd.serve.config import LOOPBACK, EndpointConfig

@@ -24,28 +24,13 @@ from igd.records import Decision
 from igd.registry import Bundle
 from igd.registry.teachers import TEACHER_SHA256
 from igd.score.conformal import Calibrator, Levels, levels
+from igd.score.device import CPU, Device
 from igd.score.regions import Region, find_regions
 
 METHOD = "igd/v2"
 """The arithmetic from pixels to score; raise it with any change of its bits."""
 THREADS = 1
 """Torch threads of a Scorer. Parallelism comes from more Scorers, which costs no bits."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a model computes, and how many images it takes at once.
-
-    Attributes:
-        name: as torch has it.
-        batch: images of every forward.
-    """
-
-    name: str
-    batch: int
-
-
-CPU, GPU = Device("cpu", 1), Device("cuda", 16)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from igd.config import ImageConfig
 from igd.errors import DataError
 from igd.records import TERMS
 from igd.registry import Bundle
-from igd.score.scorer import CPU, Assessment, Device, Judge, Scorer
+from igd.score.device import CPU, Device
+from igd.score.scorer import Assessment, Judge, Scorer
 
 HISTOGRAM_BINS = 40
 

@@ -22,7 +22,8 @@ from igd.pipelines import score as scoring
 from igd.pipelines.plan import shard_rows
 from igd.pipelines.publish import audit, publish
 from igd.pipelines.run import Request, Run
-from igd.pipelines.shards import ShardScorer, read_records, read_shard, write_shard
+from igd.pipelines.scoring import ShardScorer
+from igd.pipelines.shards import read_records, read_shard, write_shard
 from igd.pipelines.verify import verify
 
 

@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from igd import registry, storage, tables
+from igd import storage, tables
 from igd.data.routing import Routing
 from igd.errors import StorageError
 from igd.pipelines import attempts, shards
-from igd.pipelines import score as scoring
 from igd.pipelines.gc import collect
 from igd.pipelines.parts import make_plan
 from igd.pipelines.run import Run
-from igd.pipelines.shards import ShardScorer, read_shard
+from igd.pipelines.score import score
+from igd.pipelines.shards import read_shard
 from igd.pipelines.verify import verify
-from igd.records import Status
-from igd.score.scorer import CPU, Device, score_fingerprint
 
 DAY = date(2026, 1, 2)
 BAD_DECODER = Path(__file__).parent.parent / "bad_decoder"
@@ -56,29 +54,6 @@ def marks(run_at: str) -> list[str]:
 def said(rows: list[dict]) -> dict[str, tuple]:
     return {Path(row["source_uri"]).name: (
         row["sha256"], row["score"], row["decision"], str(row["regions"])) for row in rows}
-
-
-def test_each_row_of_a_batch_says_what_its_own_image_gives(finished, monkeypatch) -> None:
-    """A batch of several, as on a GPU."""
-    run, plan, _ = finished
-    device = Device("cpu", 4)
-    monkeypatch.setattr(shards, "CPU", device)
-    batched = {**plan, "bundles": {}}
-    for category, bundle in plan["bundles"].items():
-        config = registry.load_bundle(plan["models"], category, bundle["version"]).config
-        batched["bundles"][category] = {
-            **bundle, "score_fingerprint": score_fingerprint(config, device)}
-    together, alone = ShardScorer(batched), ShardScorer(plan)
-    for shard in range(plan["shards"]):
-        decoded = read_shard(run.at(), plan, shard)
-        many = together.score(decoded).to_pylist()
-        with monkeypatch.context() as patch:
-            patch.setattr(shards, "CPU", CPU)
-            ones = alone.score(decoded).to_pylist()
-        for one, other in zip(ones, many, strict=True):
-            assert (one["image_id"], one["status"]) == (other["image_id"], other["status"])
-            if one["status"] == Status.SCORED:
-                assert one["score"] == pytest.approx(other["score"], rel=1e-5)
 
 
 def test_from_the_third_attempt_on_a_child_decodes(bad_decoder, asked, folder) -> None:
@@ -133,7 +108,7 @@ def test_images_that_kill_and_hang_their_readers_do_not_stop_a_run(
         bad_decoder, no_cluster, asked, folder, tiny_models, tmp_path) -> None:
     source = folder("d", weave=6)
     wanted = asked(source, out=str(tmp_path / "undisturbed"), routing=Routing(category="weave"))
-    scoring.score(wanted)
+    score(wanted)
     for name, how in (("000a.jpg", "crash"), ("005a.jpg", "hang")):  # one in each shard
         harm(Path(source) / "weave" / name, how)
     out = str(tmp_path / "out")

@@ -16,7 +16,8 @@ from igd.config import preset_config
 from igd.data.images import decode, prepare
 from igd.errors import ConfigError, DataError
 from igd.records import Decision
-from igd.score.scorer import Device, ScoreBatch, Scorer, pinned_threads, score_fingerprint
+from igd.score.device import Device
+from igd.score.scorer import ScoreBatch, Scorer, pinned_threads, score_fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from serving import another_version, damage
 from igd import registry
 from igd.errors import StorageError
 from igd.registry import production
-from igd.score.scorer import CPU
+from igd.score.device import CPU
 from igd.serve import catalogue as module
 from igd.serve.catalogue import Catalogue
 from igd.serve.gate import NotReadyError, UnknownCategoryError

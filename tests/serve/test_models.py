@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from igd import registry
 from igd.errors import DataError, IgdError, ModelError
-from igd.score.scorer import Device, Scorer
+from igd.score.device import Device
+from igd.score.scorer import Scorer
 from igd.serve.local import LocalScorers
 from igd.serve.models import Ask, Models
 
