@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igd import cli, storage
-from igd.cli.output import date_of
+from igd.cli.output import date_of, say, tell
 from igd.pipelines import nightly
 from igd.storage import s3
 from igd.storage.options import VARIABLE
@@ -118,6 +118,9 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(
         "there are: washer, weave": [*score, "--category", "screw", "--out", out],
         "no models": ["models", "list", "--models", tmp_path / "new"],
         "holds something else": [*score, "--category", "weave", "--out", thesis],
+        f"no models in file://{tmp_path / 'new'}": [
+            "score", dump, "--date", "2026-01-02", *to, "--category-from", "{category}/*", "--out",
+            out],
         "--category NAME or --category-from": [*score, "--out", out],
         "expected {category} once": [*score, "--category-from", "*/x", "--out", out],
         "expected a rate": [*score, "--category", "weave", "--out", out, "--fpr", "7"],
@@ -176,6 +179,19 @@ def test_who_reads_no_further_is_not_told_of_it(tiny_models) -> None:
         finally:
             os.close(write)
         assert (said.returncode, said.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("outputs", "code"), [
+    (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0), ("2>/dev/full", 0), (">/dev/full", 5)])
+def test_a_closed_or_full_output_changes_no_other_code(outputs, code, tiny_models) -> None:
+    command = f"{sys.executable} -m igd.cli models list --models"
+    said = subprocess.run(["sh", "-c", f"{command} {tiny_models} {outputs}"], text=True,
+                          capture_output=True, timeout=60)
+    assert said.returncode == code and "Traceback" not in said.stderr
+    assert code == 0 or "No space left" in said.stderr
+    failed = subprocess.run(["sh", "-c", f"{command} nowhere {outputs}"], text=True,
+                            capture_output=True, timeout=60)
+    assert failed.returncode == 2 and failed.stdout == ""
 
 
 def test_a_pipe_that_breaks_elsewhere_is_told(tmp_path, monkeypatch, fails) -> None:
@@ -377,14 +393,22 @@ def test_a_plan_from_the_command_line(tiny_data, tiny_models, tmp_path, answers)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_from_an_archive_is_one_line_without_colours(capsys) -> None:
+    for write in (tell, say):
+        write("would reject \x1b[31m\nrun: published.png")
+    said = capsys.readouterr()
+    assert said.out == said.err == "would reject \\u001b[31m\\u000arun: published.png\n"
+
+
 def test_nothing_new_from_the_command_line(tiny_models, tmp_path, answers) -> None:
     (tmp_path / "dump").mkdir()
     where = [tmp_path / "dump", "--models", tiny_models, "--out", tmp_path / "out", "--category",
              "weave", "--new-only"]
     assert "0 images, 0 bytes to read" in answers(0, "plan", *where)
     for said in ("nothing new; 0 planned", "already published; 0 planned"):
-        assert said in answers(0, "score", *where, "--date", "2026-01-02", "--json",
-                               tmp_path / "said.json")
+        printed = answers(0, "score", *where, "--date", "2026-01-02", "--json",
+                          tmp_path / "said.json")
+        assert said in printed and "scores:" not in printed
     assert json.loads((tmp_path / "said.json").read_text())["state"] == "nothing new"
 
 

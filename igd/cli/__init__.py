@@ -4,6 +4,7 @@ is quick."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -17,7 +18,7 @@ import typer
 from igd.cli import data, evaluate, models, plan, score, serve, tables, train
 from igd.cli.app import app
 from igd.cli.output import say
-from igd.errors import IgdError
+from igd.errors import IgdError, StorageError
 
 __all__ = ["app", "data", "evaluate", "main", "models", "plan", "run", "score", "serve",
            "tables", "train"]
@@ -29,10 +30,10 @@ def main() -> NoReturn:
     Without the interpreter's own end: threads of Arrow or Ray that are still at work would abort
     the process, and the code would be lost.
     """
+    _open_what_is_closed()
     code = run(sys.argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            stream.flush()
+    with contextlib.suppress(OSError):  # of a command that failed; nobody may read it
+        sys.stdout.flush()
     if "ray" in sys.modules:
         from igd.pipelines.cluster import end_agents
 
@@ -56,13 +57,7 @@ def run(words: Sequence[str]) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
         signal.signal(signal.SIGINT, interrupt)
     try:
-        # not app(), which takes every broken pipe, of a socket even, for an unread output
-        command = typer.main.get_command(app)
-        with command.make_context("igd-ray", list(words)) as context:
-            command.invoke(context)
-        return 0
-    except typer.Exit as done:
-        return done.exit_code
+        return _invoke(words)
     except BaseException as error:  # an interrupt may end in an error of what it interrupts
         if not signals:
             return _failed(error)
@@ -70,6 +65,22 @@ def run(words: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     say("igd-ray: interrupted; run the same command again to go on")
     return 128 + signals[0]
+
+
+def _invoke(words: Sequence[str]) -> int:
+    """Runs a command to its end, with all that it prints; returns the exit code.
+
+    Not by `app()`, which takes every broken pipe, of a socket even, for an unread output.
+    """
+    command = typer.main.get_command(app)
+    code = 0
+    try:
+        with command.make_context("igd-ray", list(words)) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        code = done.exit_code
+    sys.stdout.flush()
+    return code
 
 
 def _failed(error: BaseException) -> int:
@@ -82,6 +93,9 @@ def _failed(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, SystemExit) or (isinstance(error, BrokenPipeError) and _unread()):
         return 1  # rich makes the one of the other
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # storage says so otherwise
+        say(f"igd-ray: {error.filename or 'an output'}: {error.strerror}")
+        return StorageError.exit_code
     # a defect: one line, the traceback on request
     if os.environ.get("IGD_TRACEBACK"):
         traceback.print_exception(error)
@@ -89,6 +103,16 @@ def _failed(error: BaseException) -> int:
         say(f"igd-ray: unexpected {type(error).__name__}: {error} (set IGD_TRACEBACK=1 for the "
             "traceback)")
     return 1
+
+
+def _open_what_is_closed() -> None:
+    """Whoever started this process may have closed its outputs (`2>&-`), which is no error."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
 
 def _unread() -> bool:

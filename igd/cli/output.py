@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from igd.errors import ConfigError
+from igd.report.names import visible
 
 EVERY_S = 5.0
 """Between two lines about something that goes on."""
@@ -65,16 +67,18 @@ class Counting:
             say(self._text.format(count))
 
 
-def warn_of_listing(found: dict[str, Any]) -> None:
-    """Tells of odd sources and of what was left out, in a plan or a summary."""
+def warn_of_listing(images: int, found: dict[str, Any]) -> None:
+    """Tells of odd or empty sources and of what was left out, in a plan or a summary."""
+    if not (images or found.get("known") or found.get("left_out")):
+        say("  the sources hold no image; check that the dump is there")
     for source in found["odd_sources"]:
-        print(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
+        tell(f"  source {source['source_uri']}: {source['status']} ({source['detail']})")
     if found.get("known"):
-        print(f"  {found['known']} images left out by --new-only, published before")
+        tell(f"  {found['known']} images left out by --new-only, published before")
     if found.get("left_out"):  # which summaries of earlier versions lack
-        print(f"  {found['left_out']} images left out by --include and --exclude")
+        tell(f"  {found['left_out']} images left out by --include and --exclude")
     if found.get("limit_reached"):
-        print("  listed no further than --limit")
+        tell("  listed no further than --limit")
     for pattern in found.get("unmatched", ()):
         say(f"  --exclude {pattern!r} matched nothing")
 
@@ -110,5 +114,17 @@ def say_of(category: str, text: str) -> None:
     say(f"  {category}: {text}")
 
 
+def tell(text: str) -> None:
+    """Prints a line, with names from archives made safe to look at."""
+    print(visible(text))
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Tells people of it on standard error; work does not end where nobody can hear of it."""
+    with contextlib.suppress(OSError):
+        print(visible(text), file=sys.stderr, flush=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

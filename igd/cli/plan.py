@@ -25,7 +25,15 @@ from igd.cli.options import (
     StorageOption,
     UnknownCategory,
 )
-from igd.cli.output import Counting, date_of, one_of, warn_of_listing, write_json
+from igd.cli.output import (
+    Counting,
+    counted,
+    date_of,
+    one_of,
+    tell,
+    warn_of_listing,
+    write_json,
+)
 from igd.errors import ConfigError
 from igd.report.sizes import size_of
 
@@ -81,15 +89,16 @@ def plan(
 
 
 def _print(found: dict[str, Any], date: Date | None) -> None:
-    print(f"{found['members']} images, {size_of(found['bytes'])} to read, {found['shards']} shards")
+    tell(f"{counted(found['members'], 'image')}, {size_of(found['bytes'])} to read, "
+         f"{counted(found['shards'], 'shard')}")
     for category, about in found["categories"].items():
         model = f" ({about['preset']}, {about['version']})" if "version" in about else ""
-        print(f"  {category}: {about['images']}{model}")
+        tell(f"  {category}: {about['images']}{model}")
     for reason, about in found["rejected"].items():
-        print(f"  would reject {about['images']}: {reason} (first: {about['first']})")
+        tell(f"  would reject {about['images']}: {reason} (first: {about['first']})")
     for category, count in found["unknown_categories"].items():
-        print(f"  no model for category {category}: {count}")
-    warn_of_listing(found)
+        tell(f"  no model for category {category}: {count}")
+    warn_of_listing(found["members"], found)
     if found["new"] is not None:
-        print(f"  {found['published']} images are published for {date}; {found['new']} of these "
+        tell(f"  {found['published']} images are published for {date}; {found['new']} of these "
               "are not among them")

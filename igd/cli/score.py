@@ -29,7 +29,17 @@ from igd.cli.options import (
     StorageOption,
     UnknownCategory,
 )
-from igd.cli.output import EVERY_S, Counting, date_of, one_of, say, warn_of_listing, write_json
+from igd.cli.output import (
+    EVERY_S,
+    Counting,
+    counted,
+    date_of,
+    one_of,
+    say,
+    tell,
+    warn_of_listing,
+    write_json,
+)
 from igd.errors import IgdError
 from igd.report.sizes import size_of
 
@@ -162,16 +172,16 @@ def verify(
     result = run_verify(out, date_of(date), inputs=inputs,
                         progress=Counting("{} images counted again"))
     rejected = sum(result["rejected"].values())
-    print(f"{result['date']}: {result['rows']} rows, {result['scored']} scored, {rejected} "
-          f"rejected, {len(result['runs'])} runs")
+    tell(f"{result['date']}: {result['rows']} rows, {result['scored']} scored, {rejected} "
+          f"rejected, {counted(len(result['runs']), 'run')}")
     for source in result["inputs"] or ():
         _print_source(source)
     for problem in result["problems"]:
-        print(f"MISMATCH {problem}")
+        tell(f"MISMATCH {problem}")
     write_json(json_file, result)
     if result["problems"]:
         raise typer.Exit(3)
-    print("every planned image has one row" + (", and so has every image found again in the inputs"
+    tell("every planned image has one row" + (", and so has every image found again in the inputs"
                                                if inputs else ""))
 
 
@@ -189,7 +199,7 @@ def report(
     """
     from igd.pipelines.report import report as write_report
 
-    print(write_report(out, date_of(date), html))
+    tell(write_report(out, date_of(date), html))
 
 
 class _ProgressLines:
@@ -209,7 +219,7 @@ class _ProgressLines:
         elif progress.stage != "plan":
             doing = "starting Ray and its scorers for" if progress.stage == "start" else (
                 f"{progress.stage}:")
-            say(f"{doing} {progress.total - progress.done} images")
+            say(f"{doing} {counted(progress.total - progress.done, 'image')}")
         elif not self._scoring:
             self._listed(progress.done)
         self._scoring = self._scoring or progress.stage != "plan"
@@ -246,7 +256,7 @@ def _reasons(rejected: Mapping[str, int]) -> str:
 
 def _print_source(source: dict[str, Any]) -> None:
     """One source of `verify`."""
-    print(f"  {source['source_uri']}: {source['images']} images counted again have their row")
+    tell(f"  {source['source_uri']}: {source['images']} images counted again have their row")
     told = {
         "images are of categories that another run has replaced": source["replaced"],
         "objects are new since": source["new_objects"],
@@ -256,11 +266,11 @@ def _print_source(source: dict[str, Any]) -> None:
     }
     for what, count in told.items():
         if count:
-            print(f"    {count} {what}")
+            tell(f"    {count} {what}")
     if source["not_listed"]:
-        print(f"    not listed again: {source['not_listed']}")
+        tell(f"    not listed again: {source['not_listed']}")
     for uri, reason in source["not_recounted"].items():
-        print(f"    not counted again: {uri}: {reason}")
+        tell(f"    not counted again: {uri}: {reason}")
 
 
 def _print_night(night: dict[str, Any]) -> None:
@@ -272,32 +282,32 @@ def _print_night(night: dict[str, Any]) -> None:
 
 def _print_summary(summary: dict[str, Any]) -> None:
     done = "already published" if summary["already_published"] else summary["state"]
-    print(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
+    tell(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
           f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
           f"{summary['images_per_s']} images/s")
     _print_pace(summary)
-    if not summary["planned"] and not summary.get("new_only"):
-        say("  the sources hold no image; check that the dump is there")
     for category, counts in summary["decisions"].items():
         bundle = summary["bundles"].get(category)
         if bundle:
             said = ", ".join(f"{number} {decision}" for decision, number in counts.items())
-            print(f"  {category} ({bundle['preset']}, {bundle['version']}): {said}")
+            tell(f"  {category} ({bundle['preset']}, {bundle['version']}): {said}")
             if summary["fpr"] < bundle["smallest_alpha"]:
                 say(f"  {category}: {bundle['calibration_images']} calibration normals support no "
                      f"false-positive rate below {bundle['smallest_alpha']:.4f}; that was used "
                      f"instead of {summary['fpr']}")
     for reason, number in summary["rejected"].items():
-        print(f"  rejected {number}: {reason}")
+        tell(f"  rejected {number}: {reason}")
     if summary.get("published_meanwhile"):
-        print(f"  {summary['published_meanwhile']} images are published by another run since this "
+        tell(f"  {summary['published_meanwhile']} images are published by another run since this "
               "one was planned, and left to it")
-    warn_of_listing(summary)
-    for name, uri in summary["tables"].items():
-        print(f"  {name}: {uri}")
+    warn_of_listing(summary["planned"], summary)
+    if summary["state"] != "nothing new":
+        for name, uri in summary["tables"].items():
+            tell(f"  {name}: {uri}")
     if summary["reject_share"] > summary["max_reject_share"]:
-        print(f"  {summary['reject_share']:.1%} rejected, more than the "
-              f"{summary['max_reject_share']:.1%} allowed: exit 3")
+        tell(f"  {summary['reject_share']:.1%} rejected, more than the "
+              f"{summary['max_reject_share']:.1%} allowed"
+              f"{'' if summary['already_published'] else ': exit 3'}")
 
 
 def _print_pace(summary: dict[str, Any]) -> None:
@@ -306,10 +316,10 @@ def _print_pace(summary: dict[str, Any]) -> None:
         return
     spent = ", ".join(f"{stage} {seconds:.1f} s"
                       for stage, seconds in summary["stage_seconds"].items())
-    print(f"  {spent}")
+    tell(f"  {spent}")
     if "held_up_by" in summary:
-        print(f"  {summary['steady_images_per_s']} images/s and "
+        tell(f"  {summary['steady_images_per_s']} images/s and "
               f"{size_of(summary['steady_bytes_per_s'])}/s once the scorers were warm, which were "
               f"{summary['busy']:.0%} busy: {HELD_UP[summary['held_up_by']]}")
     if "cost_per_million" in summary:
-        print(f"  {summary['cost_per_million']} per million images at this pace")
+        tell(f"  {summary['cost_per_million']} per million images at this pace")

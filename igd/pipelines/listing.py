@@ -16,7 +16,7 @@ from igd.data.members import Member
 from igd.data.routing import Routing
 from igd.data.selection import Picker
 from igd.data.sources import SourceRecord, check_source, scan
-from igd.errors import DataError, ModelError
+from igd.errors import ConfigError, DataError, ModelError
 from igd.pipelines.run import Inputs
 from igd.records import UNROUTED, Reason
 from igd.score.scorer import score_fingerprint
@@ -65,7 +65,7 @@ class Listing:
         """The members, once, in source order.
 
         Raises:
-            ConfigError: a pattern of --include that matches nothing.
+            ConfigError: a pattern of --include that matches nothing, or no model of any category.
             DataError: a source is not there, or two patterns have an object in common.
             ModelError: that of an image's category is damaged, or missing with `error`.
         """
@@ -150,14 +150,19 @@ class Models:
         """Whether there is a model for an image of a category; counts those without.
 
         Raises:
+            ConfigError: there is no model at all.
             ModelError: the model is damaged, or there is none and every image must have one.
         """
         if category not in self._bundles:
             try:
                 self._bundles[category] = self._load(category)
             except ModelError:
-                if category in registry.list_categories(self._wanted.models):
+                names = registry.list_categories(self._wanted.models)
+                if category in names:
                     raise  # damaged, which no image should pay for
+                if not names:  # mistyped, more likely than a dump of categories all unknown
+                    raise ConfigError(f"no models in {self._wanted.models}; run igd-ray train-all "
+                                      "first") from None
                 self._bundles[category] = None
         if self._bundles[category] is not None:
             return True
