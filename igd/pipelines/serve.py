@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import io
 import logging
+import os
 import socket
 import sys
 import time
@@ -63,6 +65,8 @@ WARM_S = 60.0
 ASK_EVERY_S = 0.05
 LAST_ASK_S = 1.0
 """For what a client sends who has just connected to arrive."""
+_letting_in: set[asyncio.Task[Any]] = set()
+"""Kept from being collected."""
 CONTROLLER, PROXY = "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
 
 
@@ -377,14 +381,32 @@ def _drain(config: EndpointConfig) -> None:
 
 
 def take_no_more(proxy: object) -> None:
-    """Within a proxy of Ray Serve: soon takes no more connections. Who has one may ask once more.
+    """Within a proxy of Ray Serve: takes no more connections. Who has one may ask once more."""
+    for server in _servers():
+        for listener in server.servers:
+            listener.get_loop().call_soon_threadsafe(_close, server, listener)
 
-    Not at once: who waits to be let in meanwhile would be reset.
+
+def _close(server: uvicorn.Server, listener: asyncio.Server) -> None:
+    """Closes a listener of a server; who waits to be let in, and would be reset, is let in first.
+
+    The loop itself lets nobody in while it is busy, which under load takes milliseconds.
     """
-    listeners = [listener for server in _servers() for listener in server.servers]
-    for listener in listeners:
-        loop = listener.get_loop()
-        loop.call_soon_threadsafe(loop.call_later, ASK_EVERY_S, listener.close)
+    loop = listener.get_loop()
+    queues = [socket.socket(fileno=os.dup(each.fileno())) for each in listener.sockets]
+    listener.close()
+    connect = functools.partial(  # as the server itself does
+        server.config.http_protocol_class, config=server.config,  # type: ignore[call-arg]
+        server_state=server.server_state, app_state=server.lifespan.state)
+    for queue in queues:
+        with queue, contextlib.suppress(BlockingIOError):
+            queue.setblocking(False)
+            while True:
+                connection, _ = queue.accept()
+                connection.setblocking(False)
+                _letting_in.add(task := loop.create_task(loop.connect_accepted_socket(
+                    connect, connection, ssl=server.config.ssl)))
+                task.add_done_callback(_letting_in.discard)
 
 
 def hang_up(proxy: object) -> int:

@@ -180,13 +180,18 @@ def test_who_has_just_connected_may_ask_once_more(monkeypatch) -> None:
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until_ready(url := f"http://127.0.0.1:{server.config.port}")
-    with socket.create_connection(("127.0.0.1", server.config.port), 10) as connection:
+    loop, at = server.servers[0].get_loop(), ("127.0.0.1", server.config.port)
+    with socket.create_connection(at, 10) as connection:
+        loop.call_soon_threadsafe(time.sleep, 0.3)  # busy, so that it lets nobody in
         take_no_more(None)
+        with socket.create_connection(at, 10) as queued:
+            queued.sendall(ask := b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+            assert queued.recv(1 << 12).startswith(b"HTTP/1.1 200")
         deadline = time.monotonic() + 10
         with pytest.raises(httpx.TransportError):
             while time.monotonic() < deadline:
                 httpx.get(url)
-        connection.sendall(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        connection.sendall(ask)
         assert connection.recv(1 << 12).startswith(b"HTTP/1.1 200")
         assert thread.is_alive()
         while hang_up(None):
