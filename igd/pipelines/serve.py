@@ -63,8 +63,8 @@ COLLECT_S = 2.0
 CONTROL_S = 10.0
 WARM_S = 60.0
 ASK_EVERY_S = 0.05
-LAST_ASK_S = 1.0
-"""For what a client sends who has just connected to arrive."""
+LAST_ASK_S = 5.0
+"""At most, for what a client sends who has just connected to arrive, from a busy machine even."""
 _letting_in: set[asyncio.Task[Any]] = set()
 """Kept from being collected."""
 CONTROLLER, PROXY = "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
@@ -373,11 +373,12 @@ def _drain(config: EndpointConfig) -> None:
         time.sleep(config.drain_s)
         proxies = _proxies()
         ray.get([proxy.__ray_call__.remote(take_no_more) for proxy in proxies], timeout=CONTROL_S)
-        time.sleep(LAST_ASK_S)
-        deadline = time.monotonic() + config.timeout_s
-        while time.monotonic() < deadline and any(ray.get(
-                [proxy.__ray_call__.remote(hang_up) for proxy in proxies], timeout=CONTROL_S)):
-            time.sleep(ASK_EVERY_S)
+        for ask, limit_s in ((connections, LAST_ASK_S), (hang_up, config.timeout_s)):
+            deadline, left = time.monotonic() + limit_s, True
+            while left and time.monotonic() < deadline:
+                time.sleep(ASK_EVERY_S)
+                left = any(ray.get([proxy.__ray_call__.remote(ask) for proxy in proxies],
+                                   timeout=CONTROL_S))
 
 
 def take_no_more(proxy: object) -> None:
@@ -409,16 +410,24 @@ def _close(server: uvicorn.Server, listener: asyncio.Server) -> None:
                 task.add_done_callback(_letting_in.discard)
 
 
+def connections(proxy: object) -> int:
+    """Within a proxy of Ray Serve: how many there are.
+
+    Replies of an endpoint that stops end theirs: what is left is in use, or new, or idle since
+    before.
+    """
+    return len(_letting_in) + sum(len(server.server_state.connections) for server in _servers())
+
+
 def hang_up(proxy: object) -> int:
     """Within a proxy of Ray Serve: closes what connections nobody asks by; how many are in use.
 
     Stopped by Serve itself, a proxy goes on taking requests after the replicas have gone, and
     answers them with 500.
     """
-    servers = _servers()
-    for server in servers:
+    for server in _servers():
         server.should_exit = True
-    return sum(len(server.server_state.connections) for server in servers)
+    return connections(proxy)
 
 
 def _servers() -> list[uvicorn.Server]:

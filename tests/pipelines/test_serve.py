@@ -29,7 +29,7 @@ from igd.data.routing import Routing
 from igd.errors import ConfigError
 from igd.pipelines import serve as pipeline
 from igd.pipelines.score import score
-from igd.pipelines.serve import Listen, Replicas, app, hang_up, running, take_no_more
+from igd.pipelines.serve import Listen, Replicas, app, connections, hang_up, running, take_no_more
 from igd.registry import production
 from igd.score.scorer import Scorer
 from igd.serve.config import EndpointConfig
@@ -193,7 +193,7 @@ def test_who_has_just_connected_may_ask_once_more(monkeypatch) -> None:
                 httpx.get(url)
         connection.sendall(ask)
         assert connection.recv(1 << 12).startswith(b"HTTP/1.1 200")
-        assert thread.is_alive()
+        assert connections(None) >= 1 and thread.is_alive()
         while hang_up(None):
             assert time.monotonic() < deadline
             time.sleep(0.01)
