@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -11,18 +12,23 @@ from igd.serve.config import EndpointConfig
 from igd.serve.endpoint import Endpoint
 from igd.serve.local import LocalScorers
 from igd.serve.models import Models
+from igd.serve.tokens import Token
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette asks for httpx2, a rename of what it uses here
     from starlette.testclient import TestClient
 
-__all__ = ["TestClient", "another_version", "damage", "endpoint_of"]
+__all__ = ["TestClient", "another_version", "damage", "endpoint_of", "token"]
 
 
 def endpoint_of(config: EndpointConfig) -> Endpoint:
     return Endpoint(config, LocalScorers(Models(
         config.models, fpr=config.fpr, review_fpr=config.review_fpr,
         max_bytes=config.model_bytes, device=CPU)))
+
+
+def token(name: str, secret: str) -> Token:
+    return Token(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest())
 
 
 def another_version(models: str, category: str) -> str:

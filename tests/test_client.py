@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -22,14 +21,13 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
-from serving import endpoint_of
+from serving import endpoint_of, token
 
 from igd.client import VARIABLE, AsyncClient, Client
 from igd.errors import ConfigError, DataError, IgdError, ImageError, ModelError, StorageError
 from igd.score.scorer import Scorer
 from igd.serve.app import create_app
 from igd.serve.config import EndpointConfig
-from igd.serve.tokens import Token
 
 LIMIT = 100_000
 TOKEN = "the-token-of-the-line-0123456789"
@@ -321,8 +319,8 @@ def test_a_newer_endpoint_is_understood_and_something_else_is_not(ask: Ask,
 @pytest.fixture(scope="module")
 def closed_url(tiny_models: Path) -> Iterator[str]:
     """An endpoint that asks for a token."""
-    token = Token(name="line", sha256=hashlib.sha256(TOKEN.encode()).hexdigest())
-    with listening(EndpointConfig(models=str(tiny_models), follow_s=3600, tokens=(token,))) as url:
+    with listening(EndpointConfig(models=str(tiny_models), follow_s=3600,
+                                  tokens=(token("line", TOKEN),))) as url:
         yield url
 
 
@@ -343,9 +341,9 @@ def test_a_token_is_never_shown(ask: Ask, bad: Misbehaving,
     bad.orders = ["reset", 503, 401]
     with pytest.raises(ConfigError) as caught:
         ask(bad.url, "categories", token=TOKEN)
-    for token in (f"{TOKEN}\nx: y", TOKEN + "ä"):
+    for bad_token in (f"{TOKEN}\nx: y", TOKEN + "ä"):
         with pytest.raises(ConfigError) as refused:
-            Client(bad.url, token)
+            Client(bad.url, bad_token)
         assert "the-token" not in str(refused.value)
     shown = [repr(Client(bad.url, TOKEN)), repr(AsyncClient(bad.url, TOKEN)), caplog.text,
              repr(vars(Client(bad.url, TOKEN))), str(caught.value)]

@@ -56,13 +56,17 @@ def run(words: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
         signal.signal(signal.SIGINT, interrupt)
+    code, failure = 0, None
     try:
-        return _invoke(words)
+        code = _invoke(words)
     except BaseException as error:  # an interrupt may end in an error of what it interrupts
-        if not signals:
-            return _failed(error)
-    for number in (signal.SIGTERM, signal.SIGINT):  # a second one would take the code away
+        failure = error
+    for number in (signal.SIGTERM, signal.SIGINT):  # from here on one would take the code away
         signal.signal(number, signal.SIG_IGN)
+    if failure is None:
+        return code
+    if not signals:
+        return _failed(failure)
     say("igd-ray: interrupted; run the same command again to go on")
     return 128 + signals[0]
 

@@ -101,4 +101,4 @@ def _print(found: dict[str, Any], date: Date | None) -> None:
     warn_of_listing(found["members"], found)
     if found["new"] is not None:
         tell(f"  {found['published']} images are published for {date}; {found['new']} of these "
-              "are not among them")
+             "are not among them")

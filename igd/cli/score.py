@@ -173,7 +173,7 @@ def verify(
                         progress=Counting("{} images counted again"))
     rejected = sum(result["rejected"].values())
     tell(f"{result['date']}: {result['rows']} rows, {result['scored']} scored, {rejected} "
-          f"rejected, {counted(len(result['runs']), 'run')}")
+         f"rejected, {counted(len(result['runs']), 'run')}")
     for source in result["inputs"] or ():
         _print_source(source)
     for problem in result["problems"]:
@@ -182,7 +182,7 @@ def verify(
     if result["problems"]:
         raise typer.Exit(3)
     tell("every planned image has one row" + (", and so has every image found again in the inputs"
-                                               if inputs else ""))
+                                              if inputs else ""))
 
 
 @app.command()
@@ -199,7 +199,7 @@ def report(
     """
     from igd.pipelines.report import report as write_report
 
-    tell(write_report(out, date_of(date), html))
+    print(write_report(out, date_of(date), html))
 
 
 class _ProgressLines:
@@ -283,8 +283,8 @@ def _print_night(night: dict[str, Any]) -> None:
 def _print_summary(summary: dict[str, Any]) -> None:
     done = "already published" if summary["already_published"] else summary["state"]
     tell(f"run {summary['run_id']}: {done}; {summary['planned']} planned, {summary['scored']} "
-          f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
-          f"{summary['images_per_s']} images/s")
+         f"scored, {sum(summary['rejected'].values())} rejected; {summary['seconds']:.1f} s, "
+         f"{summary['images_per_s']} images/s")
     _print_pace(summary)
     for category, counts in summary["decisions"].items():
         bundle = summary["bundles"].get(category)
@@ -299,15 +299,15 @@ def _print_summary(summary: dict[str, Any]) -> None:
         tell(f"  rejected {number}: {reason}")
     if summary.get("published_meanwhile"):
         tell(f"  {summary['published_meanwhile']} images are published by another run since this "
-              "one was planned, and left to it")
+             "one was planned, and left to it")
     warn_of_listing(summary["planned"], summary)
     if summary["state"] != "nothing new":
         for name, uri in summary["tables"].items():
             tell(f"  {name}: {uri}")
     if summary["reject_share"] > summary["max_reject_share"]:
         tell(f"  {summary['reject_share']:.1%} rejected, more than the "
-              f"{summary['max_reject_share']:.1%} allowed"
-              f"{'' if summary['already_published'] else ': exit 3'}")
+             f"{summary['max_reject_share']:.1%} allowed"
+             f"{'' if summary['already_published'] else ': exit 3'}")
 
 
 def _print_pace(summary: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ def _print_pace(summary: dict[str, Any]) -> None:
     tell(f"  {spent}")
     if "held_up_by" in summary:
         tell(f"  {summary['steady_images_per_s']} images/s and "
-              f"{size_of(summary['steady_bytes_per_s'])}/s once the scorers were warm, which were "
-              f"{summary['busy']:.0%} busy: {HELD_UP[summary['held_up_by']]}")
+             f"{size_of(summary['steady_bytes_per_s'])}/s once the scorers were warm, which were "
+             f"{summary['busy']:.0%} busy: {HELD_UP[summary['held_up_by']]}")
     if "cost_per_million" in summary:
         tell(f"  {summary['cost_per_million']} per million images at this pace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import time
@@ -13,21 +12,16 @@ import pytest
 from asgi import HOST, Reply, ask, asked, body_of, in_loop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import TestClient, endpoint_of
+from serving import TestClient, endpoint_of, token
 
 from igd.serve import tokens
 from igd.serve.config import LOOPBACK, EndpointConfig
 from igd.serve.endpoint import Endpoint
-from igd.serve.tokens import Token
 
 URL = "/v1/categories/weave/score"
 BATCH = "/v1/categories/weave/score-batch"
 LIMIT = 100_000
 OLD, NEW = "the-old-token-0123456789", "the-new-token-0123456789"
-
-
-def token(name: str, secret: str) -> Token:
-    return Token(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest())
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 
 from prometheus_client.parser import text_string_to_metric_families
-from serving import TestClient
-
-from igd.serve.tokens import Token
+from serving import TestClient, token
 
 URL = "/v1/categories/weave/score"
 
@@ -25,8 +22,7 @@ def samples(client: TestClient, name: str, *labels: str) -> Counter[tuple[str, .
 
 def test_a_token_that_is_still_in_use_is_seen_by_its_name(serve) -> None:
     secrets = {name: f"the-{name}-token-0123456789" for name in ("old", "new")}
-    client = serve(tokens=tuple(Token(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest())
-                                for name, secret in secrets.items()))
+    client = serve(tokens=tuple(token(name, secret) for name, secret in secrets.items()))
     for name in ("old", "new", "old", "unknown"):
         client.get("/v1/categories",
                    headers={"authorization": f"Bearer {secrets.get(name, 'x')}"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import re
@@ -22,7 +21,7 @@ import uvicorn
 from html_pages import chromium
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, expect
-from serving import endpoint_of
+from serving import endpoint_of, token
 
 from igd.config import ImageConfig
 from igd.data.images import decode_heatmap, overlay, prepare
@@ -272,9 +271,8 @@ def test_what_came_before_a_category_was_chosen_is_scored_with_it(visit: Visit, 
 
 def test_a_token_is_asked_for_and_kept_in_the_tab_alone(
         visit: Visit, tiny_models: Path, picture: bytes) -> None:
-    token = Token(name="line", sha256=hashlib.sha256(TOKEN.encode()).hexdigest())
     with served(endpoint_of(EndpointConfig(models=str(tiny_models), follow_s=3600,
-                                           tokens=(token,)))) as url:
+                                           tokens=(token("line", TOKEN),)))) as url:
         page = visit(url, expects=(401, 401))
         page.get_by_label("Token", exact=True).fill("wrong")
         page.keyboard.press("Enter")
